@@ -1,0 +1,164 @@
+//! The way to a launcher: its pod's port-forward, to the HTTP API on the pod's loopback (`docs/pod.md`).
+
+use std::time::Duration;
+
+use axum::http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Portforwarder;
+use kube::{Api, ResourceExt};
+use nacelle_api::VirtualMachineInstance;
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Refusal;
+use crate::context::Context;
+use crate::vmi::build::pod_name;
+
+/// The port of the launcher's API.
+const PORT: u16 = 22480;
+/// Protocol of its console.
+const CONSOLE: &str = "nacelle-console";
+/// Time for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of an answer that are read.
+const LIMIT: usize = 64 << 10;
+
+/// A connection, whatever it is made of.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// A stream to something in the pod, and what keeps it open.
+pub(super) struct Connection {
+    pub stream: Box<dyn Stream>,
+    pub _forward: Option<Portforwarder>,
+}
+
+async fn forward(context: &Context, vmi: &VirtualMachineInstance, port: u16) -> Result<Connection, Refusal> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &vmi.namespace().unwrap_or_default());
+    let mut forward = pods.portforward(&pod_name(vmi), &[port]).await?;
+    let stream = forward
+        .take_stream(port)
+        .ok_or_else(|| Refusal::internal("the port-forward gives no stream"))?;
+    Ok(Connection {
+        stream: Box::new(stream),
+        _forward: Some(forward),
+    })
+}
+
+/// What a launcher says when it refuses.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Failure {
+    message: String,
+}
+
+/// Asks for a change of the machine's state.
+pub(super) async fn put(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    command: &str,
+) -> Result<(), Refusal> {
+    let request = Request::put(format!("/v1/machine/{command}")).header("host", "localhost");
+    let Connection { stream, _forward } = forward(context, vmi, PORT).await?;
+    let response = ask(stream, request).await?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let body = Limited::new(response.into_body(), LIMIT)
+        .collect()
+        .await
+        .map(|body| body.to_bytes());
+    let said: Failure = body
+        .ok()
+        .and_then(|body| serde_json::from_slice(&body).ok())
+        .unwrap_or_default();
+    Err(match status {
+        StatusCode::CONFLICT => Refusal::conflict(said.message),
+        _ => Refusal::internal(format!(
+            "the launcher answered {status} to {command}: {}",
+            said.message
+        )),
+    })
+}
+
+/// Connects to the serial console; who was connected before is not any more.
+pub(super) async fn console(context: &Context, vmi: &VirtualMachineInstance) -> Result<Connection, Refusal> {
+    let request = Request::get("/v1/machine/console")
+        .header("host", "localhost")
+        .header("connection", "upgrade")
+        .header("upgrade", CONSOLE);
+    let Connection { stream, _forward } = forward(context, vmi, PORT).await?;
+    let response = ask(stream, request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Refusal::internal(format!(
+            "the launcher answered {} to the console",
+            response.status()
+        )));
+    }
+    let upgraded = hyper::upgrade::on(response)
+        .await
+        .map_err(|error| Refusal::internal(format!("the console cannot be opened: {error}")))?;
+    Ok(Connection {
+        stream: Box::new(TokioIo::new(upgraded)),
+        _forward,
+    })
+}
+
+/// Connects to a port of the guest: by its address where it has one of its own, else through the pod's loopback, from
+/// where packets go to the guest as those from outside do.
+pub(super) async fn guest_port(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    port: u16,
+) -> Result<Connection, Refusal> {
+    let bridged = vmi
+        .spec
+        .domain
+        .devices
+        .interfaces
+        .first()
+        .is_some_and(|interface| interface.bridge.is_some());
+    if !bridged {
+        return forward(context, vmi, port).await;
+    }
+    let address = vmi
+        .status
+        .as_ref()
+        .and_then(|status| status.interfaces.first()?.ip_address.clone());
+    let address =
+        address.ok_or_else(|| Refusal::bad_request("the VMI's first interface has no IP address yet"))?;
+    let connected = timeout(PATIENCE, TcpStream::connect(format!("{address}:{port}"))).await;
+    match connected {
+        Ok(Ok(stream)) => Ok(Connection {
+            stream: Box::new(stream),
+            _forward: None,
+        }),
+        Ok(Err(error)) => Err(Refusal::internal(format!(
+            "cannot connect to {address}:{port}: {error}"
+        ))),
+        Err(_) => Err(Refusal::internal(format!("{address}:{port} does not answer"))),
+    }
+}
+
+async fn ask(
+    stream: Box<dyn Stream>,
+    request: axum::http::request::Builder,
+) -> Result<axum::http::Response<Incoming>, Refusal> {
+    let failed = |error: hyper::Error| Refusal::internal(format!("the launcher cannot be asked: {error}"));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    tokio::spawn(connection.with_upgrades());
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| Refusal::internal(error.to_string()))?;
+    match timeout(PATIENCE, sender.send_request(request)).await {
+        Ok(response) => response.map_err(failed),
+        Err(_) => Err(Refusal::internal("the launcher does not answer")),
+    }
+}

@@ -1,0 +1,325 @@
+//! The aggregated API `subresources.kubevirt.io`: what people do to machines beside changing objects.
+//!
+//! The API server passes requests on and vouches for their users. Each is held against RBAC once (`authz`), then done:
+//! `lifecycle` decides (pure) what a verb comes to, `stream` connects a WebSocket to a console or a port.
+
+mod authz;
+mod discovery;
+mod launcher;
+mod lifecycle;
+mod route;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json, Router};
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use nacelle_api::{VirtualMachine, VirtualMachineInstance};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::error::is;
+use crate::server::Peer;
+use lifecycle::Change;
+use route::{Operation, Resource, Route, Target};
+
+/// Bytes that a body may be long: `expand-vm-spec` sends whole machines.
+const LIMIT: usize = 1 << 20;
+
+/// Times that a verb is tried on a machine that others write meanwhile.
+const TRIES: u32 = 8;
+
+/// An answer that is a `metav1.Status`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    code: StatusCode,
+    reason: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+        Refusal {
+            code,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    fn bad_request(message: impl Into<String>) -> Self {
+        Refusal::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+
+    fn conflict(message: impl Into<String>) -> Self {
+        Refusal::new(StatusCode::CONFLICT, "Conflict", message)
+    }
+
+    fn not_found(resource: Resource, name: &str) -> Self {
+        let message = format!("{}.kubevirt.io \"{name}\" not found", resource.as_str());
+        Refusal::new(StatusCode::NOT_FOUND, "NotFound", message)
+    }
+
+    fn internal(message: impl Into<String>) -> Self {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
+    }
+}
+
+impl From<kube::Error> for Refusal {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => {
+                let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let reason = if code == StatusCode::CONFLICT {
+                    "Conflict"
+                } else {
+                    "InternalError"
+                };
+                Refusal::new(code, reason, status.message)
+            }
+            other => Refusal::internal(format!("the API server cannot be asked: {other}")),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": self.message, "reason": self.reason, "code": self.code.as_u16(),
+        });
+        (self.code, Json(status)).into_response()
+    }
+}
+
+/// Everything under `/apis` and `/openapi`.
+pub fn router(context: Arc<Context>) -> Router {
+    discovery::router().fallback(answer).with_state(context)
+}
+
+async fn answer(
+    State(context): State<Arc<Context>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let route = route::parse(request.method(), request.uri().path())?;
+    let user = peer
+        .front_proxy
+        .as_ref()
+        .and_then(|proxy| proxy.user(request.headers()));
+    let user = user.ok_or_else(|| {
+        Refusal::new(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "only the API server may ask this, for a user",
+        )
+    })?;
+    authz::check(&context, &user, &route).await?;
+    match route {
+        Route::ExpandSpec { .. } => {
+            let vm: Value = body(request).await?;
+            expanded(&vm)
+        }
+        Route::Object(target) => object(&context, target, request).await,
+    }
+}
+
+async fn object(context: &Context, target: Target, request: Request) -> Result<Response, Refusal> {
+    let accepted = || StatusCode::ACCEPTED.into_response();
+    let done = || StatusCode::OK.into_response();
+    match target.operation {
+        Operation::NotEnabled(message) => Err(Refusal::bad_request(message)),
+        Operation::Start => {
+            let options: lifecycle::StartOptions = body(request).await?;
+            change(context, &target, &options.dry_run, |vm, vmi| {
+                lifecycle::start(vm, vmi, &options)
+            })
+            .await?;
+            Ok(accepted())
+        }
+        Operation::Stop => {
+            let options: lifecycle::StopOptions = body(request).await?;
+            change(context, &target, &options.dry_run, |vm, vmi| {
+                lifecycle::stop(vm, vmi, &options)
+            })
+            .await?;
+            Ok(accepted())
+        }
+        Operation::Restart => {
+            let options: lifecycle::RestartOptions = body(request).await?;
+            change(context, &target, &options.dry_run, |vm, vmi| {
+                lifecycle::restart(vm, vmi, &options)
+            })
+            .await?;
+            Ok(accepted())
+        }
+        Operation::Pause | Operation::Unpause | Operation::Reset | Operation::SoftReboot => {
+            let options: lifecycle::Options = body(request).await?;
+            let vmi = instance(context, &target).await?;
+            let command = lifecycle::command(&vmi, target.operation)?;
+            if options.dry_run.is_empty() {
+                launcher::put(context, &vmi, command).await?;
+            }
+            Ok(done())
+        }
+        Operation::ExpandSpec => {
+            let (vm, _) = machine(context, &target).await?;
+            expanded(&serde_json::to_value(vm).map_err(|error| Refusal::internal(error.to_string()))?)
+        }
+        Operation::Console => {
+            let vmi = instance(context, &target).await?;
+            lifecycle::console(&vmi)?;
+            let console = launcher::console(context, &vmi).await?;
+            stream::bridge(request, console)
+        }
+        Operation::PortForward { port } => {
+            let vmi = instance(context, &target).await?;
+            lifecycle::reachable(&vmi)?;
+            let guest = launcher::guest_port(context, &vmi, port).await?;
+            stream::bridge(request, guest)
+        }
+    }
+}
+
+/// A body that may be absent, YAML or JSON, and hold what nobody knows: clients send odd things with a PUT.
+async fn body<T: DeserializeOwned + Default>(request: Request<Body>) -> Result<T, Refusal> {
+    let bytes: Bytes = to_bytes(request.into_body(), LIMIT)
+        .await
+        .map_err(|error| Refusal::bad_request(format!("the body cannot be read: {error}")))?;
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(T::default());
+    }
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|error| Refusal::bad_request(format!("the body is no text: {error}")))?;
+    let value: Value = serde_saphyr::from_str(text).map_err(|error| {
+        Refusal::bad_request(format!(
+            "Can not unmarshal Request body to struct, error: {error}"
+        ))
+    })?;
+    if value.is_null() {
+        return Ok(T::default());
+    }
+    T::deserialize(value).map_err(|error| {
+        Refusal::bad_request(format!(
+            "Can not unmarshal Request body to struct, error: {error}"
+        ))
+    })
+}
+
+async fn machine(
+    context: &Context,
+    target: &Target,
+) -> Result<(VirtualMachine, Option<VirtualMachineInstance>), Refusal> {
+    let vm = context.vms(&target.namespace).get_opt(&target.name).await?;
+    let vm = vm.ok_or_else(|| Refusal::not_found(Resource::Vm, &target.name))?;
+    let vmi = context.vmis(&target.namespace).get_opt(&target.name).await?;
+    let uid = vm.uid();
+    let vmi = vmi.filter(|vmi| {
+        vmi.owner_references()
+            .iter()
+            .any(|owner| Some(&owner.uid) == uid.as_ref())
+    });
+    Ok((vm, vmi))
+}
+
+async fn instance(context: &Context, target: &Target) -> Result<VirtualMachineInstance, Refusal> {
+    let vmi = context.vmis(&target.namespace).get_opt(&target.name).await?;
+    vmi.ok_or_else(|| Refusal::not_found(Resource::Vmi, &target.name))
+}
+
+/// Does what a verb comes to, for the machine as it is. Where somebody (our own controller, most often) has written the
+/// machine between the reading and the writing, it is read and decided upon again: a person's `start` says nothing of
+/// versions.
+async fn change(
+    context: &Context,
+    target: &Target,
+    dry_run: &[String],
+    decide: impl Fn(&VirtualMachine, Option<&VirtualMachineInstance>) -> Result<Vec<Change>, Refusal>,
+) -> Result<(), Refusal> {
+    let mut tries = 1..TRIES;
+    loop {
+        let (vm, vmi) = machine(context, target).await?;
+        let changes = decide(&vm, vmi.as_ref())?;
+        match apply(context, &vm, vmi.as_ref(), changes, dry_run).await {
+            Err(error) if is(&error, 409) && tries.next().is_some() => {}
+            done => return Ok(done?),
+        }
+    }
+}
+
+/// Writes what a verb comes to. Who reads and writes between is not overwritten: the versions go along.
+async fn apply(
+    context: &Context,
+    vm: &VirtualMachine,
+    vmi: Option<&VirtualMachineInstance>,
+    changes: Vec<Change>,
+    dry_run: &[String],
+) -> kube::Result<()> {
+    let params = PatchParams {
+        dry_run: !dry_run.is_empty(),
+        ..PatchParams::default()
+    };
+    let namespace = vm.namespace().unwrap_or_default();
+    let name = vm.name_any();
+    for change in changes {
+        match change {
+            Change::Requests(requests) => {
+                let patch = json!({"metadata": {"resourceVersion": vm.resource_version()},
+                    "status": {"stateChangeRequests": requests}});
+                context
+                    .vms(&namespace)
+                    .patch_status(&name, &params, &Patch::Merge(patch))
+                    .await?;
+            }
+            Change::Spec(spec) => {
+                let patch = json!({"spec": spec});
+                context
+                    .vms(&namespace)
+                    .patch(&name, &params, &Patch::Merge(patch))
+                    .await?;
+            }
+            Change::Grace(seconds) => {
+                let patch = json!({"spec": {"terminationGracePeriodSeconds": seconds}});
+                if vmi.is_some() {
+                    context
+                        .vmis(&namespace)
+                        .patch(&name, &params, &Patch::Merge(patch))
+                        .await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A machine with its instance type and preference written out; it has none, admission sees to that.
+fn expanded(vm: &Value) -> Result<Response, Refusal> {
+    let parsed = VirtualMachine::deserialize(vm).map_err(|error| {
+        Refusal::bad_request(format!(
+            "Can not unmarshal Request body to struct, error: {error}"
+        ))
+    })?;
+    if parsed.spec.instancetype.is_some() || parsed.spec.preference.is_some() {
+        return Err(Refusal::bad_request(
+            "instance types and preferences are not supported by this version of Nacelle",
+        ));
+    }
+    Ok(Json(vm).into_response())
+}
+
+/// Whether the method is one that this API has.
+fn verb(method: &Method) -> Option<&'static str> {
+    match method.as_str() {
+        "GET" => Some("get"),
+        "PUT" => Some("update"),
+        "POST" => Some("create"),
+        "DELETE" => Some("delete"),
+        _ => None,
+    }
+}

@@ -1,0 +1,248 @@
+//! What is reported of a machine. Pure.
+
+use k8s_openapi::jiff::Timestamp;
+use nacelle_api::conditions::{self, Condition};
+use nacelle_api::vm::VirtualMachineStatus;
+use nacelle_api::{VirtualMachine, VirtualMachineInstance};
+
+use super::plan::{Plan, Run, Strategy};
+use crate::VM_GENERATION;
+
+/// Conditions of an instance that its machine shows too.
+const MIRRORED: [&str; 4] = ["AgentConnected", "LiveMigratable", "Paused", "Synchronized"];
+
+/// What the reconciler found out.
+pub struct Found<'a> {
+    /// The instance, if there is one.
+    pub vmi: Option<&'a VirtualMachineInstance>,
+    /// What was decided.
+    pub plan: &'a Plan,
+    /// Why the decision could not be carried out.
+    pub failure: Option<(&'static str, String)>,
+    /// Whether the template is another than the instance was made of.
+    pub changed: bool,
+}
+
+/// The status that follows.
+pub fn status(vm: &VirtualMachine, found: &Found<'_>, now: Timestamp) -> VirtualMachineStatus {
+    let mut status = vm.status.clone().unwrap_or_default();
+    let vmi = found.vmi;
+    status.created = Some(vmi.is_some());
+    status.ready = Some(vmi.is_some_and(|vmi| conditions::is_true(of(vmi), "Ready")));
+    status.state_change_requests.clone_from(&found.plan.requests);
+    status.start_failure.clone_from(&found.plan.start_failure);
+    status.run_strategy = Some(Strategy::of(&vm.spec).as_str().to_owned());
+    status.desired_generation = vm.metadata.generation;
+    status.observed_generation = vmi
+        .and_then(|vmi| {
+            vmi.metadata
+                .annotations
+                .as_ref()?
+                .get(VM_GENERATION)?
+                .parse()
+                .ok()
+        })
+        .or(vm.metadata.generation);
+    let list = &mut status.conditions;
+    match vmi.and_then(|vmi| conditions::find(of(vmi), "Ready")) {
+        Some(ready) => mirror(list, ready, now),
+        None if vmi.is_none() => {
+            conditions::set(list, "Ready", false, "VMINotExists", "VMI does not exist", now);
+        }
+        None => conditions::set(
+            list,
+            "Ready",
+            false,
+            "GuestNotRunning",
+            "Guest VM is not reported as running",
+            now,
+        ),
+    }
+    for type_ in MIRRORED {
+        match vmi.and_then(|vmi| conditions::find(of(vmi), type_)) {
+            Some(condition) => mirror(list, condition, now),
+            None => conditions::clear(list, type_),
+        }
+    }
+    match &found.failure {
+        Some((reason, message)) => conditions::set(list, "Failure", true, reason, message, now),
+        None => conditions::clear(list, "Failure"),
+    }
+    if found.changed {
+        let message = "a non-live-updatable field was changed in the template spec";
+        conditions::set(list, "RestartRequired", true, "RestartRequired", message, now);
+    } else {
+        conditions::clear(list, "RestartRequired");
+    }
+    status.printable_status = Some(printable(vm, vmi, found.plan).to_owned());
+    status
+}
+
+fn of(vmi: &VirtualMachineInstance) -> &[Condition] {
+    vmi.status.as_ref().map_or(&[], |status| &status.conditions)
+}
+
+fn mirror(list: &mut Vec<Condition>, condition: &Condition, now: Timestamp) {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (reason, message) = (text(&condition.reason), text(&condition.message));
+    conditions::set(
+        list,
+        &condition.type_,
+        condition.status == "True",
+        &reason,
+        &message,
+        now,
+    );
+}
+
+/// One word for people; the first that fits.
+fn printable(vm: &VirtualMachine, vmi: Option<&VirtualMachineInstance>, plan: &Plan) -> &'static str {
+    let run = Run::of(vmi);
+    let conditions = vmi.map_or(&[][..], of);
+    let phase = vmi
+        .and_then(|vmi| vmi.status.as_ref()?.phase.as_deref())
+        .unwrap_or_default();
+    let reason = |type_: &str| {
+        conditions::find(conditions, type_)
+            .filter(|condition| condition.status == "False")
+            .and_then(|condition| condition.reason.as_deref())
+            .unwrap_or_default()
+    };
+    let alive = run == Run::Alive;
+    let wanted = matches!(
+        Strategy::of(&vm.spec),
+        Strategy::Always | Strategy::RerunOnFailure | Strategy::Once
+    );
+    let table = [
+        (vm.metadata.deletion_timestamp.is_some(), "Terminating"),
+        (run == Run::Leaving, "Stopping"),
+        (alive && conditions::is_true(conditions, "Paused"), "Paused"),
+        (alive && phase == "Running", "Running"),
+        (
+            alive && reason("Synchronized") == "FailedPvcNotFound",
+            "ErrorPvcNotFound",
+        ),
+        (
+            alive && reason("PodScheduled") == "Unschedulable",
+            "ErrorUnschedulable",
+        ),
+        (alive && reason("Synchronized") == "ErrImagePull", "ErrImagePull"),
+        (
+            alive && reason("Synchronized") == "ImagePullBackOff",
+            "ImagePullBackOff",
+        ),
+        (
+            alive && ["", "Pending", "Scheduling", "Scheduled"].contains(&phase),
+            "Starting",
+        ),
+        (wanted && plan.start_failure.is_some(), "CrashLoopBackOff"),
+        (matches!(run, Run::Absent | Run::Ended { .. }), "Stopped"),
+    ];
+    table
+        .into_iter()
+        .find(|(fits, _)| *fits)
+        .map_or("Unknown", |(_, word)| word)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use nacelle_api::vm::{StartFailure, VirtualMachineSpec};
+    use nacelle_api::vmi::VirtualMachineInstanceStatus;
+
+    use super::super::plan::Action;
+    use super::*;
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_000_000).unwrap()
+    }
+
+    fn vm() -> VirtualMachine {
+        let mut vm = VirtualMachine::new("a", VirtualMachineSpec::default());
+        vm.spec.run_strategy = Some("Always".into());
+        vm.metadata.generation = Some(3);
+        vm
+    }
+
+    fn vmi(phase: &str, conditions: &[(&str, bool, &str)]) -> VirtualMachineInstance {
+        let mut vmi = VirtualMachineInstance::new("a", Default::default());
+        let mut list = Vec::new();
+        for (type_, status, reason) in conditions {
+            conditions::set(&mut list, type_, *status, reason, "", now());
+        }
+        vmi.status = Some(VirtualMachineInstanceStatus {
+            phase: Some(phase.to_owned()),
+            conditions: list,
+            ..VirtualMachineInstanceStatus::default()
+        });
+        vmi
+    }
+
+    fn idle() -> Plan {
+        Plan {
+            action: Action::Nothing,
+            requests: Vec::new(),
+            start_failure: None,
+        }
+    }
+
+    #[test]
+    fn one_word_says_how_it_is() {
+        #[rustfmt::skip]
+        let table = [
+            (vmi("Pending", &[]), "Starting"),
+            (vmi("Scheduling", &[("PodScheduled", false, "Unschedulable")]), "ErrorUnschedulable"),
+            (vmi("Pending", &[("Synchronized", false, "FailedPvcNotFound")]), "ErrorPvcNotFound"),
+            (vmi("Scheduling", &[("Synchronized", false, "ImagePullBackOff")]), "ImagePullBackOff"),
+            (vmi("Running", &[("Ready", true, "")]), "Running"),
+            (vmi("Running", &[("Paused", true, "PausedByUser")]), "Paused"),
+            (vmi("Succeeded", &[]), "Stopped"),
+            (vmi("Unheard", &[]), "Unknown"),
+        ];
+        for (vmi, word) in table {
+            assert_eq!(printable(&vm(), Some(&vmi), &idle()), word);
+        }
+        assert_eq!(printable(&vm(), None, &idle()), "Stopped");
+        let mut leaving = vmi("Running", &[]);
+        leaving.metadata.deletion_timestamp = Some(Time(now()));
+        assert_eq!(printable(&vm(), Some(&leaving), &idle()), "Stopping");
+        let mut failing = idle();
+        failing.start_failure = Some(StartFailure::default());
+        assert_eq!(printable(&vm(), None, &failing), "CrashLoopBackOff");
+    }
+
+    #[test]
+    fn a_stopped_machine_says_that_it_has_no_instance() {
+        let plan = idle();
+        let found = Found {
+            vmi: None,
+            plan: &plan,
+            failure: None,
+            changed: false,
+        };
+        let status = status(&vm(), &found, now());
+        assert_eq!((status.created, status.ready), (Some(false), Some(false)));
+        let ready = conditions::find(&status.conditions, "Ready").unwrap();
+        assert_eq!(ready.reason.as_deref(), Some("VMINotExists"));
+        assert_eq!(status.desired_generation, Some(3));
+    }
+
+    #[test]
+    fn a_status_that_is_computed_again_is_the_same() {
+        let plan = idle();
+        let running = vmi(
+            "Running",
+            &[("Ready", true, ""), ("Paused", true, "PausedByUser")],
+        );
+        let found = Found {
+            vmi: Some(&running),
+            plan: &plan,
+            failure: Some(("FailedCreate", "why".into())),
+            changed: true,
+        };
+        let mut vm = vm();
+        vm.status = Some(status(&vm, &found, now()));
+        let later = now() + k8s_openapi::jiff::SignedDuration::from_secs(60);
+        assert_eq!(Some(status(&vm, &found, later)), vm.status);
+    }
+}

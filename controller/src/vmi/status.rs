@@ -1,0 +1,414 @@
+//! What is reported of an instance: from its pod, and from what its launcher says. Both pure, both on the same status,
+//! and each can be missed: the next one says enough.
+
+use k8s_openapi::api::core::v1::{ContainerState, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+use nacelle_api::conditions;
+use nacelle_api::vmi::{InterfaceStatus, PhaseTransition, VirtualMachineInstanceStatus};
+use serde::Deserialize;
+
+/// Container that runs the machine.
+pub const COMPUTE: &str = "compute";
+/// How long after its start a launcher has usually reported.
+const REPORT: SignedDuration = SignedDuration::from_secs(5);
+
+/// What a launcher says of its machine: `docs/pod.md`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// What the machine is doing.
+    pub state: State,
+    /// One word on why.
+    #[serde(default)]
+    pub reason: String,
+    /// A sentence on why.
+    #[serde(default)]
+    pub message: String,
+    /// Its interfaces.
+    #[serde(default)]
+    pub interfaces: Vec<InterfaceStatus>,
+}
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum State {
+    /// It is being built.
+    #[default]
+    Starting,
+    /// It runs.
+    Running,
+    /// It is held still.
+    Paused,
+    /// It was asked to power off.
+    Stopping,
+    /// The guest powered off.
+    Succeeded,
+    /// It ended otherwise.
+    Failed,
+}
+
+/// Whether nothing more will happen.
+pub fn is_final(status: &VirtualMachineInstanceStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
+/// Gives the status a phase; never out of a final one.
+pub fn enter(status: &mut VirtualMachineInstanceStatus, phase: &str, now: Timestamp) {
+    if status.phase.as_deref() == Some(phase) || is_final(status) {
+        return;
+    }
+    status.phase = Some(phase.to_owned());
+    status.phase_transition_timestamps.push(PhaseTransition {
+        phase: phase.to_owned(),
+        phase_transition_timestamp: Time(now),
+    });
+    if is_final(status) {
+        conditions::set(
+            &mut status.conditions,
+            "Ready",
+            false,
+            "PodTerminating",
+            "the machine has ended",
+            now,
+        );
+        conditions::clear(&mut status.conditions, "Paused");
+        status.active_pods.clear();
+    }
+}
+
+/// What follows from the pod.
+pub fn observe(status: &mut VirtualMachineInstanceStatus, pod: Option<&Pod>, now: Timestamp) {
+    if is_final(status) {
+        return;
+    }
+    let Some(pod) = pod else {
+        // A pod that was there and is gone took the machine with it.
+        if matches!(
+            status.phase.as_deref(),
+            Some("Scheduling" | "Scheduled" | "Running")
+        ) {
+            status.reason = Some("PodNotExists".to_owned());
+            enter(status, "Failed", now);
+        }
+        return;
+    };
+    let compute = container(pod);
+    scheduled(status, pod, now);
+    pulled(status, pod, now);
+    match (
+        pod.status.as_ref().and_then(|status| status.phase.as_deref()),
+        compute,
+    ) {
+        (
+            _,
+            Some(ContainerState {
+                terminated: Some(end),
+                ..
+            }),
+        ) => {
+            if end.exit_code == 0 {
+                enter(status, "Succeeded", now);
+            } else {
+                status.reason = Some("GuestCrashed".to_owned());
+                let message = end
+                    .message
+                    .clone()
+                    .unwrap_or_else(|| format!("compute ended with status {}", end.exit_code));
+                conditions::set(
+                    &mut status.conditions,
+                    "Synchronized",
+                    false,
+                    "GuestCrashed",
+                    message.trim(),
+                    now,
+                );
+                enter(status, "Failed", now);
+            }
+        }
+        (Some("Failed"), _) => {
+            let pod_status = pod.status.as_ref();
+            let reason = pod_status
+                .and_then(|status| status.reason.clone())
+                .unwrap_or_else(|| "PodFailed".to_owned());
+            let message = pod_status
+                .and_then(|status| status.message.clone())
+                .or_else(|| failure(pod));
+            conditions::set(
+                &mut status.conditions,
+                "Synchronized",
+                false,
+                &reason,
+                message.as_deref().unwrap_or("the launcher pod failed"),
+                now,
+            );
+            status.reason = Some(reason);
+            enter(status, "Failed", now);
+        }
+        (Some("Succeeded"), _) => enter(status, "Succeeded", now),
+        (_, Some(ContainerState { running: Some(_), .. })) if report_due(status, pod, now).is_none() => {
+            placed(status, pod);
+            if matches!(
+                status.phase.as_deref(),
+                None | Some("" | "Pending" | "Scheduling")
+            ) {
+                enter(status, "Scheduled", now);
+            }
+        }
+        _ => {
+            if matches!(status.phase.as_deref(), None | Some("" | "Pending")) {
+                enter(status, "Scheduling", now);
+            }
+        }
+    }
+    ready(status, pod, now);
+}
+
+/// How long the launcher of a machine that is being started may still take to report, after which what the pod says is
+/// written without it. A report says all of it and more in one write.
+pub fn report_due(
+    status: &VirtualMachineInstanceStatus,
+    pod: &Pod,
+    now: Timestamp,
+) -> Option<SignedDuration> {
+    let awaited = matches!(
+        status.phase.as_deref(),
+        None | Some("" | "Pending" | "Scheduling")
+    );
+    let begun = container(pod)?.running.as_ref()?.started_at.as_ref()?.0;
+    let left = REPORT - now.duration_since(begun);
+    (awaited && left > SignedDuration::ZERO).then_some(left)
+}
+
+/// What follows from a report. It may be here before the kubelet says that the pod runs.
+pub fn apply(status: &mut VirtualMachineInstanceStatus, report: &Report, pod: &Pod, now: Timestamp) {
+    if is_final(status) {
+        return;
+    }
+    if matches!(report.state, State::Running | State::Paused) {
+        placed(status, pod);
+        if matches!(
+            status.phase.as_deref(),
+            None | Some("" | "Pending" | "Scheduling")
+        ) {
+            enter(status, "Scheduled", now);
+        }
+    }
+    if !report.interfaces.is_empty() {
+        status.interfaces.clone_from(&report.interfaces);
+        for interface in &mut status.interfaces {
+            interface.ip_address = interface.ip_addresses.first().cloned();
+        }
+    }
+    conditions::set(
+        &mut status.conditions,
+        "LiveMigratable",
+        false,
+        "NotSupported",
+        "this version of Nacelle moves no machines between pods",
+        now,
+    );
+    match report.state {
+        // The pod says so too, by its deletion.
+        State::Starting | State::Stopping => {}
+        State::Running => {
+            conditions::clear(&mut status.conditions, "Paused");
+            enter(status, "Running", now);
+        }
+        State::Paused => {
+            let message = match report.reason.as_str() {
+                "PausedIOError" => "VMI was paused, low-level IO error detected",
+                _ => "VMI was paused by user",
+            };
+            conditions::set(
+                &mut status.conditions,
+                "Paused",
+                true,
+                &report.reason,
+                message,
+                now,
+            );
+            enter(status, "Running", now);
+        }
+        State::Succeeded => enter(status, "Succeeded", now),
+        State::Failed => {
+            status.reason = Some(report.reason.clone());
+            conditions::set(
+                &mut status.conditions,
+                "Synchronized",
+                false,
+                &report.reason,
+                &report.message,
+                now,
+            );
+            enter(status, "Failed", now);
+        }
+    }
+    ready(status, pod, now);
+}
+
+/// The node was not heard of for too long.
+pub fn lost(status: &mut VirtualMachineInstanceStatus, now: Timestamp) -> Option<String> {
+    if is_final(status) {
+        return None;
+    }
+    let node = status.node_name.clone().unwrap_or_default();
+    let message = format!("node {node} is not responsive, marking VMI as failed");
+    status.reason = Some("NodeUnresponsive".to_owned());
+    conditions::set(
+        &mut status.conditions,
+        "Synchronized",
+        false,
+        "NodeUnresponsive",
+        &message,
+        now,
+    );
+    enter(status, "Failed", now);
+    Some(message)
+}
+
+/// Where the pod is, and what it is made of.
+fn placed(status: &mut VirtualMachineInstanceStatus, pod: &Pod) {
+    let spec = pod.spec.as_ref();
+    status.node_name = spec.and_then(|spec| spec.node_name.clone());
+    if let (Some(uid), Some(node)) = (pod.uid(), &status.node_name) {
+        status.active_pods.insert(uid, node.clone());
+    }
+    status.qos_class = pod.status.as_ref().and_then(|status| status.qos_class.clone());
+    status.launcher_container_image_version = spec.and_then(|spec| spec.containers.first()?.image.clone());
+}
+
+/// The state of the container that runs the machine.
+fn container(pod: &Pod) -> Option<&ContainerState> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses
+        .iter()
+        .find(|container| container.name == COMPUTE)?
+        .state
+        .as_ref()
+}
+
+/// Why a pod failed whose machine did not: another container did.
+fn failure(pod: &Pod) -> Option<String> {
+    let of_pod = pod.status.as_ref()?;
+    let lists = [&of_pod.init_container_statuses, &of_pod.container_statuses];
+    lists.into_iter().flatten().flatten().find_map(|container| {
+        let end = container.state.as_ref()?.terminated.as_ref();
+        let end = end.filter(|end| end.exit_code != 0)?;
+        let message = end.message.as_deref().unwrap_or_default().trim();
+        Some(format!(
+            "{} ended with status {}: {message}",
+            container.name, end.exit_code
+        ))
+    })
+}
+
+fn scheduled(status: &mut VirtualMachineInstanceStatus, pod: &Pod, now: Timestamp) {
+    let of_pod = pod.status.as_ref().and_then(|status| {
+        status
+            .conditions
+            .as_ref()?
+            .iter()
+            .find(|condition| condition.type_ == "PodScheduled")
+    });
+    match of_pod {
+        Some(condition) if condition.status == "False" => {
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            let (reason, message) = (text(&condition.reason), text(&condition.message));
+            conditions::set(
+                &mut status.conditions,
+                "PodScheduled",
+                false,
+                &reason,
+                &message,
+                now,
+            );
+        }
+        _ => conditions::clear(&mut status.conditions, "PodScheduled"),
+    }
+}
+
+/// Why an image does not come, if one does not.
+fn pulled(status: &mut VirtualMachineInstanceStatus, pod: &Pod, now: Timestamp) {
+    let Some(of_pod) = &pod.status else {
+        return;
+    };
+    let lists = [&of_pod.init_container_statuses, &of_pod.container_statuses];
+    let waiting = lists.into_iter().flatten().flatten().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref()?;
+        let stuck = [
+            "ErrImagePull",
+            "ImagePullBackOff",
+            "InvalidImageName",
+            "CreateContainerConfigError",
+            "ErrImageNeverPull",
+        ];
+        stuck
+            .contains(&reason)
+            .then(|| (reason.to_owned(), waiting.message.clone().unwrap_or_default()))
+    });
+    match waiting {
+        Some((reason, message)) => {
+            conditions::set(
+                &mut status.conditions,
+                "Synchronized",
+                false,
+                &reason,
+                &message,
+                now,
+            );
+        }
+        None => conditions::clear(&mut status.conditions, "Synchronized"),
+    }
+}
+
+/// Ready is who runs in a pod that is ready.
+fn ready(status: &mut VirtualMachineInstanceStatus, pod: &Pod, now: Timestamp) {
+    if is_final(status) {
+        return;
+    }
+    let of_pod = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let pod_ready = of_pod.and_then(|list| list.iter().find(|condition| condition.type_ == "Ready"));
+    let list = &mut status.conditions;
+    if pod.metadata.deletion_timestamp.is_some() {
+        conditions::set(
+            list,
+            "Ready",
+            false,
+            "PodTerminating",
+            "virt-launcher pod is terminating",
+            now,
+        );
+    } else if status.phase.as_deref() != Some("Running") {
+        conditions::set(
+            list,
+            "Ready",
+            false,
+            "GuestNotRunning",
+            "Guest VM is not reported as running",
+            now,
+        );
+    } else if conditions::is_true(list, "Paused") {
+        conditions::set(list, "Ready", false, "GuestNotRunning", "Guest VM is paused", now);
+    } else {
+        match pod_ready {
+            Some(condition) if condition.status == "True" => {
+                conditions::set(list, "Ready", true, "", "", now)
+            }
+            Some(condition) => {
+                let text = |text: &Option<String>| text.clone().unwrap_or_default();
+                let (reason, message) = (text(&condition.reason), text(&condition.message));
+                conditions::set(list, "Ready", false, &reason, &message, now);
+            }
+            None => {
+                let message = "virt-launcher pod has no ready condition yet";
+                conditions::set(list, "Ready", false, "PodConditionMissing", message, now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Admission: what is stored is complete, and what cannot be honoured is refused where it is written.
+//!
+//! `mutate` and `validate` are pure: an object, the one before it and who asks, to a decision. The rules are those of
+//! `nacelle-api`, which the reconcilers apply too: an object that came past the webhooks is not trusted.
+
+mod eviction;
+mod mutate;
+mod validate;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::routing::post;
+use axum::{Json, Router};
+use kube::core::DynamicObject;
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::core::response::{Status, StatusCause, StatusDetails, StatusSummary};
+use nacelle_api::Cause;
+use serde_json::Value;
+
+use crate::configuration::Configuration;
+use crate::context::Context;
+
+/// Causes that a message lists; the others are counted.
+const LISTED: usize = 10;
+
+/// What is asked, without what no rule looks at.
+struct Question<'a> {
+    object: &'a Value,
+    old: Option<&'a Value>,
+    /// Whether the controller itself asks.
+    ours: bool,
+    /// What the administrator set.
+    configuration: &'a Configuration,
+}
+
+/// What is answered to a question.
+#[derive(Default)]
+struct Verdict {
+    causes: Vec<Cause>,
+    warnings: Vec<String>,
+}
+
+/// The paths under `/webhook`.
+pub fn router(context: Arc<Context>) -> Router {
+    Router::new()
+        .route(
+            "/webhook/mutate/virtualmachines",
+            post(|s, r| mutating(s, r, mutate::vm)),
+        )
+        .route(
+            "/webhook/mutate/virtualmachineinstances",
+            post(|s, r| mutating(s, r, mutate::vmi)),
+        )
+        .route(
+            "/webhook/validate/virtualmachines",
+            post(|s, r| validating(s, r, validate::vm)),
+        )
+        .route(
+            "/webhook/validate/virtualmachineinstances",
+            post(|s, r| validating(s, r, validate::vmi)),
+        )
+        .route(
+            "/webhook/validate/later",
+            post(|s, r| validating(s, r, validate::later)),
+        )
+        .route("/webhook/validate/eviction", post(eviction::review))
+        .with_state(context)
+}
+
+type Review = Json<AdmissionReview<DynamicObject>>;
+
+async fn mutating(
+    State(context): State<Arc<Context>>,
+    Json(review): Review,
+    rule: fn(&Question<'_>) -> Result<Value, Cause>,
+) -> Review {
+    answer(review, |request| {
+        let response = AdmissionResponse::from(request);
+        let Some((object, old)) = objects(request) else {
+            return response;
+        };
+        let question = Question {
+            object: &object,
+            old: old.as_ref(),
+            ours: request.user_info.username.as_deref() == Some(&context.user),
+            configuration: &context.configuration(),
+        };
+        let changed = match rule(&question) {
+            Ok(changed) => changed,
+            Err(cause) => return refused(response, &[cause]),
+        };
+        match response.clone().with_patch(json_patch::diff(&object, &changed)) {
+            Ok(response) => response,
+            Err(error) => response.deny(format!("the defaults cannot be written: {error}")),
+        }
+    })
+}
+
+async fn validating(
+    State(context): State<Arc<Context>>,
+    Json(review): Review,
+    rule: fn(&Question<'_>) -> Verdict,
+) -> Review {
+    answer(review, |request| {
+        let response = AdmissionResponse::from(request);
+        let Some((object, old)) = objects(request) else {
+            return response;
+        };
+        // What is being deleted loses its finalizers by updates that no rule should hold up.
+        let deleting = object.pointer("/metadata/deletionTimestamp").is_some();
+        if deleting && request.operation == Operation::Update {
+            return response;
+        }
+        let verdict = rule(&Question {
+            object: &object,
+            old: old.as_ref(),
+            ours: request.user_info.username.as_deref() == Some(&context.user),
+            configuration: &context.configuration(),
+        });
+        let mut response = if verdict.causes.is_empty() {
+            response
+        } else {
+            refused(response, &verdict.causes)
+        };
+        response.warnings = (!verdict.warnings.is_empty()).then_some(verdict.warnings);
+        response
+    })
+}
+
+fn answer(
+    review: AdmissionReview<DynamicObject>,
+    with: impl FnOnce(&AdmissionRequest<DynamicObject>) -> AdmissionResponse,
+) -> Review {
+    let response = match review.try_into() {
+        Ok(request) => with(&request),
+        Err(error) => AdmissionResponse::invalid(error),
+    };
+    Json(response.into_review())
+}
+
+fn objects(request: &AdmissionRequest<DynamicObject>) -> Option<(Value, Option<Value>)> {
+    let object = serde_json::to_value(request.object.as_ref()?).ok()?;
+    let old = request
+        .old_object
+        .as_ref()
+        .and_then(|old| serde_json::to_value(old).ok());
+    Some((object, old))
+}
+
+/// KubeVirt's shape of a refusal: 422, every cause with its field, and a message that reads well in a terminal.
+fn refused(mut response: AdmissionResponse, causes: &[Cause]) -> AdmissionResponse {
+    let listed: Vec<_> = causes.iter().take(LISTED).map(ToString::to_string).collect();
+    let mut message = listed.join(", ");
+    if causes.len() > LISTED {
+        message.push_str(&format!(", and {} more validation errors", causes.len() - LISTED));
+    }
+    response.allowed = false;
+    response.result = Status {
+        status: Some(StatusSummary::Failure),
+        code: 422,
+        message,
+        reason: "Invalid".to_owned(),
+        details: Some(StatusDetails {
+            name: String::new(),
+            group: String::new(),
+            kind: String::new(),
+            uid: String::new(),
+            causes: causes
+                .iter()
+                .map(|cause| StatusCause {
+                    reason: cause.kind.as_str().to_owned(),
+                    message: cause.message.clone(),
+                    field: cause.field.to_string(),
+                })
+                .collect(),
+            retry_after_seconds: 0,
+        }),
+        metadata: None,
+    };
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,409 @@
+//! What is said on a machine's socket, as JSON. `openapi.json` describes it for others; a test holds the two
+//! together.
+
+use std::time::Duration;
+
+use nacelle_vmm::migrate::Report;
+use nacelle_vmm::snapshot;
+use serde::{Deserialize, Serialize};
+
+use crate::admit::{Denied, State};
+use crate::driver::{Moving, Refused, Then};
+use crate::migrate::address::Address;
+use crate::migrate::tls::Files;
+use crate::migrate::{CompressionArg, Plan, TimeoutArg, Wanted};
+
+/// What a machine is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: State,
+    /// Process that holds it.
+    pub pid: u32,
+    /// Seconds since it was started.
+    pub uptime_seconds: u64,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// How often it was reset.
+    pub resets: u32,
+    /// The guest said that it panicked, and was not reset since.
+    pub guest_panicked: bool,
+    /// The disk that failed, and why; a machine that is paused for it tries again when it is resumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_error: Option<String>,
+}
+
+/// Counters of a machine and of the process that holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// The machine's.
+    #[serde(flatten)]
+    pub machine: nacelle_vmm::Stats,
+    /// Bytes of the host's memory that the process holds, the guest's among them.
+    pub resident: u64,
+    /// Milliseconds of processor time that the process used, the guest's among them.
+    pub cpu_milliseconds: u64,
+}
+
+/// Asks for a stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stop {
+    /// Seconds that the guest has to power off; the machine's own where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_period_seconds: Option<u32>,
+}
+
+/// Asks for memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Balloon {
+    /// Bytes of its memory that the guest shall leave to the host.
+    pub bytes: u64,
+}
+
+/// Asks for a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Migrate {
+    /// Where to: `HOST:PORT` or `unix:PATH`.
+    pub to: String,
+    /// Directory with `ca.pem`, `cert.pem` and `key.pem`, for `HOST:PORT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<std::path::PathBuf>,
+    /// Milliseconds that the guest may stand still.
+    #[serde(default = "Migrate::downtime")]
+    pub downtime_milliseconds: u64,
+    /// Milliseconds that all of it may take.
+    #[serde(default = "Migrate::timeout")]
+    pub timeout_milliseconds: u64,
+    /// What follows then.
+    #[serde(default)]
+    pub on_timeout: TimeoutArg,
+    /// Disks that are copied to those that the target has prepared, beside those that end with the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copy_disks: Vec<String>,
+    /// Let the guest go on there at once, and its memory follow as it needs it.
+    #[serde(default)]
+    pub post_copy: bool,
+    /// Slow the guest down when it writes faster than can be sent.
+    #[serde(default = "Migrate::auto_converge")]
+    pub auto_converge: bool,
+    /// Most bytes a second while the guest runs here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
+    /// Connections that carry memory, 1 to 16.
+    #[serde(default = "Migrate::streams")]
+    pub streams: u16,
+    /// Whether memory is compressed.
+    #[serde(default)]
+    pub compression: CompressionArg,
+}
+
+impl Migrate {
+    fn downtime() -> u64 {
+        50
+    }
+
+    fn timeout() -> u64 {
+        300_000
+    }
+
+    fn auto_converge() -> bool {
+        true
+    }
+
+    fn streams() -> u16 {
+        1
+    }
+
+    /// What is asked for on the command line.
+    pub fn new(to: &Address, tls: Option<&Files>, wanted: &Wanted) -> Migrate {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Migrate {
+            to: to.to_string(),
+            tls: tls.map(|files| files.directory().to_owned()),
+            downtime_milliseconds: milliseconds(wanted.downtime),
+            timeout_milliseconds: milliseconds(wanted.timeout),
+            on_timeout: wanted.on_timeout,
+            copy_disks: wanted.copy_disks.clone(),
+            post_copy: wanted.post_copy,
+            auto_converge: !wanted.no_auto_converge,
+            bandwidth: wanted.bandwidth,
+            streams: wanted.streams,
+            compression: wanted.compression,
+        }
+    }
+
+    /// The same for the machine's driver.
+    ///
+    /// # Errors
+    /// What cannot be, in words.
+    pub fn plan(&self) -> Result<Plan, String> {
+        if !(1..=16).contains(&self.streams) {
+            return Err(format!("{} streams, 1 to 16 can be", self.streams));
+        }
+        if self.bandwidth == Some(0) {
+            return Err("a bandwidth of 0 moves nothing".into());
+        }
+        let wanted = Wanted {
+            downtime: Duration::from_millis(self.downtime_milliseconds),
+            timeout: Duration::from_millis(self.timeout_milliseconds),
+            on_timeout: self.on_timeout,
+            copy_disks: self.copy_disks.clone(),
+            post_copy: self.post_copy,
+            no_auto_converge: !self.auto_converge,
+            bandwidth: self.bandwidth,
+            streams: self.streams,
+            compression: self.compression,
+        };
+        Ok(Plan {
+            to: self.to.parse()?,
+            tls: self.tls.as_deref().map(Files::new),
+            options: wanted.options(),
+            copied: self
+                .copy_disks
+                .iter()
+                .map(|name| format!("disk-{name}"))
+                .collect(),
+        })
+    }
+}
+
+/// How far a migration is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Migration {
+    /// Where to.
+    pub to: String,
+    /// What is being done.
+    pub phase: String,
+    /// Rounds that have ended.
+    pub rounds: u32,
+    /// Bytes of guest memory of this round that are on their way.
+    pub round_done: u64,
+    /// Bytes of guest memory that this round is about.
+    pub round_of: u64,
+    /// Bytes that were sent.
+    pub sent: u64,
+    /// Bytes of guest memory.
+    pub memory: u64,
+    /// Bytes of guest memory that are to be sent.
+    pub left: u64,
+    /// Bytes a second that the guest writes.
+    pub dirty_rate: u64,
+    /// Bytes of guest memory a second that are sent.
+    pub rate: u64,
+    /// Milliseconds that the guest would stand still now.
+    pub expected_downtime_milliseconds: u64,
+    /// Percent of their time that the guest's processors are held still.
+    pub throttle: u8,
+    /// Milliseconds since it began, as of the last round.
+    pub elapsed_milliseconds: u64,
+}
+
+impl From<Moving> for Migration {
+    fn from(moving: Moving) -> Self {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let Moving {
+            to,
+            phase,
+            sending: (round_done, round_of),
+            progress,
+        } = moving;
+        Migration {
+            to,
+            phase: format!("{phase:?}"),
+            rounds: match progress.round.took.is_zero() {
+                true => 0,
+                false => progress.round.number + 1,
+            },
+            round_done,
+            round_of,
+            sent: progress.wire,
+            memory: progress.memory,
+            left: progress.round.dirty,
+            dirty_rate: progress.dirty_rate,
+            rate: progress.round.rate,
+            expected_downtime_milliseconds: milliseconds(progress.downtime),
+            throttle: progress.round.throttle,
+            elapsed_milliseconds: milliseconds(progress.elapsed),
+        }
+    }
+}
+
+/// How a migration went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Migrated {
+    /// Milliseconds from its begin to the guest's going on elsewhere.
+    pub total_milliseconds: u64,
+    /// Microseconds that the guest stood still.
+    pub downtime_microseconds: u64,
+    /// Rounds.
+    pub rounds: u32,
+    /// Bytes that were sent.
+    pub sent: u64,
+    /// Percent of their time that the guest's processors were held still at last.
+    pub throttle: u8,
+}
+
+impl From<Report> for Migrated {
+    fn from(report: Report) -> Self {
+        let number = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        Migrated {
+            total_milliseconds: number(report.total.as_millis()),
+            downtime_microseconds: number(report.downtime.as_micros()),
+            rounds: report.rounds,
+            sent: report.wire,
+            throttle: report.throttle,
+        }
+    }
+}
+
+/// Asks for another program under the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Upgrade {
+    /// The program, a nacelle.
+    pub binary: std::path::PathBuf,
+}
+
+/// Asks for a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Snapshot {
+    /// Directory for it, which must not be there or be empty.
+    pub directory: std::path::PathBuf,
+    /// Only what was written since the last one, which must have tracked it.
+    #[serde(default)]
+    pub incremental: bool,
+    /// Keep account of what is written from now on.
+    #[serde(default)]
+    pub track: bool,
+    /// What follows.
+    #[serde(default)]
+    pub then: Then,
+}
+
+/// How a snapshot went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saved {
+    /// Milliseconds that it took.
+    pub total_milliseconds: u64,
+    /// Microseconds that the guest stood still.
+    pub downtime_microseconds: u64,
+    /// Bytes of guest memory that were written.
+    pub written: u64,
+}
+
+impl From<snapshot::Report> for Saved {
+    fn from(report: snapshot::Report) -> Self {
+        let number = |number: u128| u64::try_from(number).unwrap_or(u64::MAX);
+        Saved {
+            total_milliseconds: number(report.total.as_millis()),
+            downtime_microseconds: number(report.downtime.as_micros()),
+            written: report.written,
+        }
+    }
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// For programs.
+    pub code: Code,
+    /// For people: what is wrong.
+    pub message: String,
+    /// For people: what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// Kinds of failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Code {
+    /// There is nothing at this path, or the machine has no such device.
+    NotFound,
+    /// The path does not take this method.
+    MethodNotAllowed,
+    /// The body is not what the path takes.
+    Invalid,
+    /// The body is longer than any that makes sense.
+    TooLarge,
+    /// The console is a stream: the request must ask for an upgrade.
+    UpgradeRequired,
+    /// The machine's state does not allow it.
+    Denied,
+    /// There is no machine any more.
+    Ended,
+    /// It took too long.
+    Timeout,
+    /// The machine could not do it.
+    Failed,
+}
+
+impl Code {
+    /// The HTTP status that goes with it.
+    pub fn status(self) -> u16 {
+        match self {
+            Code::Invalid => 400,
+            Code::NotFound => 404,
+            Code::MethodNotAllowed => 405,
+            Code::Denied => 409,
+            Code::Ended => 410,
+            Code::TooLarge => 413,
+            Code::UpgradeRequired => 426,
+            Code::Failed => 500,
+            Code::Timeout => 504,
+        }
+    }
+}
+
+impl Failure {
+    /// A failure with a hint.
+    pub fn new(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Failure {
+            code,
+            message: message.into(),
+            hint: Some(hint.into()),
+        }
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Denied(denied @ Denied::Ended) => {
+                Failure::new(Code::Ended, denied.to_string(), denied.hint())
+            }
+            Refused::Denied(denied) => Failure::new(Code::Denied, denied.to_string(), denied.hint()),
+            Refused::Failed(error) => Failure {
+                code: match error {
+                    nacelle_vmm::Error::NotFound(_) => Code::NotFound,
+                    _ => Code::Failed,
+                },
+                message: with_causes(&error),
+                hint: None,
+            },
+        }
+    }
+}
+
+/// An error and its causes in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    message
+}

@@ -1,0 +1,270 @@
+//! `pod run`: the machine of a pod, from its instance to its end.
+
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use nacelle_vmm::config::{HypervisorConfig, Transport, VsockHost};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::report::{self, Last, Report, Reporter, Way};
+use super::storage::Mounts;
+use super::{Root, instance, last_words, net, runtime};
+use crate::admit::Command;
+use crate::convert::{HostConfig, Plan};
+use crate::driver::{self, Driver, End};
+use crate::exit::Chain;
+use crate::http::console::Console;
+use crate::http::{self, Listener, Machine};
+use crate::net::pod::{self as pod_net, API_PORT, Interface};
+use crate::origin::Origin;
+use crate::storage::{self, Storage};
+use crate::{Error, Result, Status, memory};
+
+/// How long a machine that has ended waits for the container that logs what it said, which may have started later.
+const LOGGER: Duration = Duration::from_secs(10);
+/// Where the host's kernel has its side of sockets to guests.
+const VHOST_VSOCK: &str = "/dev/vhost-vsock";
+
+/// Runs the machine until it ends; what it says on its serial line is `logged`.
+pub(super) fn run(root: &Root, logged: bool) -> Result<Status> {
+    let spans = Spans::begin();
+    // Nobody is answered: who is connected when it is closed, by whatever end, knows enough.
+    let _alive = listen(&root.machine())?;
+    let plan = instance::read(&root.instance())?;
+    let interfaces = match plan.nets.is_empty() {
+        true => Vec::new(),
+        false => net::read(&root.net())?,
+    };
+    runtime()?.block_on(async {
+        let way = Way {
+            document: root.report(),
+            token: root.token(),
+            own_ports: interfaces.iter().any(|interface| interface.bridged),
+            namespace: plan.names.namespace.clone(),
+            name: plan.names.name.clone(),
+        };
+        let reporter = Reporter::start(way);
+        let known = report::interfaces(&plan.nets, &interfaces, &pod_addresses());
+        let end = machine(root, logged, &plan, interfaces, &reporter, &known, spans).await;
+        let last = Last::of(&end);
+        last_words(&root.termination_log(), &last.message);
+        reporter.finish(last.report(known)).await;
+        match end? {
+            End::PoweredOff | End::Reset | End::Saved | End::Moved | End::HandedOn => Ok(Status::Done),
+            end @ (End::Killed | End::GraceExpired) => {
+                log::warn!("{}: {end}", plan.names.name);
+                Ok(Status::Killed)
+            }
+            End::Failed(source) => Err(Error::Machine {
+                name: plan.names.name.clone(),
+                source,
+            }),
+        }
+    })
+}
+
+/// The pod's addresses, by the downward API.
+fn pod_addresses() -> Vec<String> {
+    let addresses = env::var("POD_IPS").unwrap_or_default();
+    let addresses = addresses.split(',').filter(|address| !address.is_empty());
+    addresses.map(str::to_owned).collect()
+}
+
+/// Builds and starts the machine and serves it until it has ended.
+async fn machine(
+    root: &Root,
+    logged: bool,
+    plan: &Plan,
+    interfaces: Vec<Interface>,
+    reporter: &Reporter,
+    known: &[report::Interface],
+    mut spans: Spans,
+) -> Result<End> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("handle signals"))?;
+    for note in &plan.notes {
+        log::warn!("{note}");
+    }
+    spans.end("instance");
+    let mounts = tokio::select! {
+        mounts = Mounts::with_images(&root.root, plan) => mounts?,
+        _ = terminate.recv() => return Ok(End::Killed),
+    };
+    spans.end("images");
+    // Held until the machine has ended, as the others.
+    let Storage {
+        boot,
+        disks,
+        held: _files,
+    } = storage::prepare(plan, &mounts)?;
+    spans.end("disks");
+    let (nets, _served) = pod_net::take(&interfaces, &plan.hostname)?;
+    let api = TcpListener::bind((Ipv4Addr::LOCALHOST, API_PORT)).await;
+    let api = api.map_err(Error::io("listen on port 22480 of the pod's loopback address"))?;
+    let log = listen(&root.console_log())?;
+    let log = log
+        .set_nonblocking(true)
+        .and_then(|()| UnixListener::from_std(log));
+    let log = log.map_err(Error::io("listen for the log of the console"))?;
+    spans.end("network");
+    let host = HostConfig {
+        transport: Transport::Pci,
+        scratch: storage::supply::Supply::scratch(&mounts).to_owned(),
+        vsock: vsock(&root.shared()),
+        hypervisor: HypervisorConfig::Kvm("/dev/kvm".into()),
+    };
+    let options = driver::Options::from(plan);
+    let started = driver::start(plan.config(boot, disks, nets, host), options);
+    let started = started.map_err(|source| Error::Machine {
+        name: plan.names.name.clone(),
+        source,
+    })?;
+    spans.end("machine");
+    log::info!("{} is started: {spans}", plan.names.name);
+
+    let console = Console::start(started.console, logged.then_some(LOGGER));
+    let (console, said) = console.map_err(Error::io("serve the console"))?;
+    let logger = tokio::spawn(log_console(log, console.clone()));
+    let served = tokio::spawn(http::serve(
+        Listener::Loopback(api),
+        plan.names.name.clone(),
+        Machine {
+            driver: started.driver.clone(),
+            console,
+            vcpus: plan.cpus.count().unwrap_or(1),
+            memory: plan.memory.size,
+            grace_period: Duration::from_secs(plan.grace_period),
+            started: Instant::now(),
+            origin: Origin {
+                name: plan.names.name.clone(),
+                manifest: fs::read_to_string(root.instance())
+                    .map_err(Error::file("read the instance", root.instance()))?,
+                ..Origin::default()
+            },
+            estate: None,
+        },
+    ));
+    let telling = tell(&started.driver, reporter, known);
+    tokio::pin!(telling);
+    memory::give_back();
+    let end = tokio::select! {
+        end = attend(plan, &started.driver, started.ended, &mut terminate) => end,
+        never = &mut telling => match never {},
+    };
+    if let Ok(Err(error)) = served.await {
+        log::warn!("{}", Chain(&error));
+    }
+    // The log has the guest's last words.
+    let _ = said.await;
+    logger.abort();
+    Ok(end)
+}
+
+/// Waits for the machine's end; SIGTERM is the power button, a second one pulls the plug.
+async fn attend(
+    plan: &Plan,
+    driver: &Driver,
+    mut ended: oneshot::Receiver<End>,
+    terminate: &mut Signal,
+) -> End {
+    let mut command = Command::Stop {
+        grace: Duration::from_secs(plan.grace_period),
+    };
+    loop {
+        tokio::select! {
+            end = &mut ended => return end.unwrap_or(End::Killed),
+            _ = terminate.recv() => {
+                log::info!("told to end: the guest has {} s to power off", plan.grace_period);
+                let driver = driver.clone();
+                tokio::spawn(async move {
+                    if let Err(refused) = driver.ask(command).await {
+                        log::debug!("{refused}");
+                    }
+                });
+                command = Command::Kill;
+            }
+        }
+    }
+}
+
+/// Reports each state that the machine comes into.
+async fn tell(
+    driver: &Driver,
+    reporter: &Reporter,
+    interfaces: &[report::Interface],
+) -> std::convert::Infallible {
+    let mut changes = driver.changes();
+    loop {
+        let status = changes.borrow_and_update().clone();
+        if let Some(report) = Report::of(&status, interfaces) {
+            reporter.tell(report);
+        }
+        if changes.changed().await.is_err() {
+            // The last report is not ours to make.
+            std::future::pending().await
+        }
+    }
+}
+
+/// Gives what the guest says to whoever logs it.
+async fn log_console(listener: UnixListener, console: Console) {
+    while let Ok((logger, _)) = listener.accept().await {
+        if !console.log(Box::new(logger)).await {
+            return;
+        }
+    }
+}
+
+fn listen(socket: &Path) -> Result<std::os::unix::net::UnixListener> {
+    // Left by a container that was killed.
+    let _ = fs::remove_file(socket);
+    let listener = std::os::unix::net::UnixListener::bind(socket).map_err(Error::file("make", socket))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
+        .map_err(Error::file("set the mode of", socket))?;
+    Ok(listener)
+}
+
+/// What is on the host's side of the machine's sockets.
+fn vsock(shared: &Path) -> VsockHost {
+    match Path::new(VHOST_VSOCK).exists() {
+        true => VsockHost::Vhost,
+        false => VsockHost::Unix(shared.join("vsock")),
+    }
+}
+
+/// How long each part of the start took.
+struct Spans {
+    begun: Instant,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Spans {
+    fn begin() -> Spans {
+        Spans {
+            begun: Instant::now(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// Ends the part that began when the one before it ended.
+    fn end(&mut self, part: &'static str) {
+        let before: Duration = self.parts.iter().map(|(_, took)| *took).sum();
+        self.parts
+            .push((part, self.begun.elapsed().saturating_sub(before)));
+    }
+}
+
+impl std::fmt::Display for Spans {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all: Duration = self.parts.iter().map(|(_, took)| *took).sum();
+        write!(f, "{:.1} ms", all.as_secs_f64() * 1e3)?;
+        for (part, took) in &self.parts {
+            write!(f, ", {part} {:.1}", took.as_secs_f64() * 1e3)?;
+        }
+        Ok(())
+    }
+}

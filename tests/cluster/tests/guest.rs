@@ -1,0 +1,338 @@
+//! What people do with a Linux guest in a pod. It takes a while to boot where KVM is software, so most of them share one.
+#![cfg(feature = "cluster")]
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use support::{Console, Namespace, PATIENCE, Person, is, linux, output, script, uid};
+
+/// The guest that they share: it serves a page and SSH.
+struct Linux {
+    here: Namespace,
+    console: Mutex<Console>,
+    key: PathBuf,
+}
+
+impl Linux {
+    fn shared() -> &'static Linux {
+        static SHARED: OnceLock<Linux> = OnceLock::new();
+        SHARED.get_or_init(Linux::boot)
+    }
+
+    fn console(&self) -> MutexGuard<'_, Console> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn boot() -> Linux {
+        let here = Namespace::new("linux");
+        let me = &here.admin;
+        let key = std::env::temp_dir().join("nacelle-cluster-key");
+        let _ = std::fs::remove_file(&key);
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(&key)
+            .status();
+        assert!(made.unwrap().success());
+        let public = std::fs::read_to_string(key.with_extension("pub")).unwrap();
+
+        me.kubectl(&[
+            "create",
+            "configmap",
+            "settings",
+            "--from-literal=greeting=good morning",
+        ]);
+        me.kubectl(&[
+            "create",
+            "secret",
+            "generic",
+            "password",
+            "--from-literal=word=open sesame",
+        ]);
+        me.kubectl(&["create", "serviceaccount", "robot"]);
+        claim(
+            me,
+            "golden",
+            "printf 'as it was' >disk.img; truncate -s 1M disk.img",
+        );
+        let init = format!("cloudInitNoCloud: {{userData: '{}'}}", public.trim());
+        me.apply(&linux(
+            "guest",
+            "running: true",
+            "readinessProbe: {httpGet: {port: 80}, periodSeconds: 10, timeoutSeconds: 10}",
+            &[
+                ("init", &init),
+                ("settings", "configMap: {name: settings}"),
+                ("scratch", "emptyDisk: {capacity: 32Mi}"),
+                ("password", "secret: {secretName: password}"),
+                (
+                    "labels",
+                    "downwardAPI: {fields: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}",
+                ),
+                ("robot", "serviceAccount: {serviceAccountName: robot}"),
+                (
+                    "golden",
+                    "ephemeral: {persistentVolumeClaim: {claimName: golden}}",
+                ),
+            ],
+        ));
+        me.until("vmi", "guest", "running", |vmi| {
+            vmi["status"]["phase"] == "Running"
+        });
+        let mut console = me.console("guest");
+        console.shell();
+        // Nobody answers its readiness probe yet.
+        assert!(!is(&me.get("vmi", "guest"), "Ready"));
+        console.runs("mkdir /www; echo served by the guest >/www/index.html; httpd -h /www");
+        console.runs("mount -o ro /dev/vdb /mnt; cp /mnt/user-data /root/.ssh/authorized_keys; umount /mnt");
+        console.runs("chmod 700 /root/.ssh; chmod 600 /root/.ssh/authorized_keys; dropbear -R");
+        me.kubectl(&["wait", "--for=condition=Ready", "vm/guest", "--timeout=180s"]);
+
+        let client = "{apiVersion: v1, kind: Pod, metadata: {name: client}, spec: {terminationGracePeriodSeconds: 0, \
+            containers: [{name: client, image: 'localhost/busybox:1', imagePullPolicy: Never, command: [sleep, inf]}]}}";
+        me.apply(client);
+        me.kubectl(&["wait", "--for=condition=Ready", "pod/client", "--timeout=180s"]);
+        Linux {
+            here,
+            console: Mutex::new(console),
+            key,
+        }
+    }
+}
+
+/// A claim of a folder that all nodes share, in which `made` was run.
+fn claim(me: &Person, name: &str, made: &str) {
+    let folder = format!("/mnt/shared/{name}");
+    let script_ = format!("rm -rf {folder}; install -d -m 777 {folder}; cd {folder}; {made}");
+    let done = output(script("in-node").args(["1", "sh", "-c", &script_]), "");
+    assert!(done.status.success());
+    me.kubectl(&["delete", "pv", name, "--ignore-not-found"]);
+    me.apply(&format!(
+        "
+{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: {name}}}, spec: {{capacity: {{storage: 64Mi}}, \
+ accessModes: [ReadWriteMany], storageClassName: by-hand, hostPath: {{path: {folder}}}}}}}
+---
+{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}}}, spec: {{accessModes: [ReadWriteMany], \
+ storageClassName: by-hand, volumeName: {name}, resources: {{requests: {{storage: 64Mi}}}}}}}}
+"
+    ));
+    let bound = "--for=jsonpath={.status.phase}=Bound";
+    me.kubectl(&["wait", &format!("pvc/{name}"), bound, "--timeout=60s"]);
+}
+
+#[test]
+fn it_has_what_its_manifest_says_in_a_pod_that_may_do_nothing() {
+    let linux = Linux::shared();
+    let me = &linux.here.admin;
+    let mut console = linux.console();
+    assert_eq!(console.runs("nproc"), "2");
+    assert_eq!(console.runs("cat /sys/block/vda/size"), "131072");
+    assert_eq!(console.runs("cat /sys/block/vdc/serial"), "settings");
+    let written = "echo kept | dd of=/dev/vdd conv=fsync 2>/dev/null; head -c 4 /dev/vdd";
+    assert_eq!(console.runs(written), "kept");
+
+    let pod = me.pod("guest");
+    let compute = &pod["spec"]["containers"][0];
+    let security = &compute["securityContext"];
+    assert_eq!(compute["resources"]["limits"]["devices.kubevirt.io/kvm"], "1");
+    assert_eq!(
+        (
+            &security["runAsUser"],
+            &security["runAsNonRoot"],
+            &security["privileged"]
+        ),
+        (&107.into(), &true.into(), &false.into())
+    );
+    assert_eq!(security["capabilities"], serde_json::json!({"drop": ["ALL"]}));
+    let node = me.get("node", pod["spec"]["nodeName"].as_str().unwrap());
+    assert_eq!(node["status"]["allocatable"]["devices.kubevirt.io/kvm"], "1k");
+}
+
+#[test]
+fn what_the_cluster_knows_comes_to_it_as_disks() {
+    let linux = Linux::shared();
+    let mut console = linux.console();
+    let mut on = |disk: &str, command: &str| {
+        console.runs(&format!(
+            "mount -o ro /dev/{disk} /mnt; cd /mnt; {command}; cd /; umount /mnt"
+        ))
+    };
+    assert_eq!(on("vdc", "cat greeting"), "good morning");
+    assert_eq!(on("vde", "cat word"), "open sesame");
+    let labels = on("vdf", "cat labels");
+    assert!(labels.contains(r#"app="guest""#), "{labels}");
+    assert_eq!(on("vdg", "cat namespace"), "linux");
+    // A token of the account, for the API server: a header, claims, a signature.
+    let payload = on("vdg", "cut -d . -f 2 token | tr _- /+ | base64 -d 2>/dev/null");
+    assert!(payload.contains("system:serviceaccount:linux:robot"), "{payload}");
+}
+
+#[test]
+fn what_it_writes_to_an_ephemeral_disk_is_its_own() {
+    let linux = Linux::shared();
+    let mut console = linux.console();
+    assert_eq!(console.runs("head -c 9 /dev/vdh"), "as it was");
+    let written = "echo changed | dd of=/dev/vdh conv=notrunc,fsync 2>/dev/null; head -c 7 /dev/vdh";
+    assert_eq!(console.runs(written), "changed");
+    let claimed = ["1", "head", "-c", "9", "/mnt/shared/golden/disk.img"];
+    let claimed = output(script("in-node").args(claimed), "");
+    assert_eq!(String::from_utf8_lossy(&claimed.stdout), "as it was");
+}
+
+#[test]
+fn its_network_is_a_pods() {
+    let linux = Linux::shared();
+    let me = &linux.here.admin;
+    let mut console = linux.console();
+    assert!(console.runs("ip address show eth0").contains("inet 10.0.2.2/24"));
+    let name = "kubernetes.default.svc.cluster.local";
+    let found = console.runs(&format!("nslookup {name}"));
+    assert!(found.contains("10.96.0.1"), "{found}");
+    let pod = me.get("pod", "client");
+    let ping = format!(
+        "ping -c 2 -W 20 {} >/dev/null && echo answered",
+        pod["status"]["podIP"].as_str().unwrap()
+    );
+    assert_eq!(console.runs(&ping), "answered");
+}
+
+#[test]
+fn other_pods_reach_it_through_services() {
+    let linux = Linux::shared();
+    let me = &linux.here.admin;
+    me.virtctl(&["expose", "vm", "guest", "--name=web", "--port=80"]);
+    me.virtctl(&[
+        "expose",
+        "vmi",
+        "guest",
+        "--name=outside",
+        "--port=80",
+        "--type=NodePort",
+    ]);
+    let port = me.get("service", "outside")["spec"]["ports"][0]["nodePort"].clone();
+    let found = me.kubectl(&["exec", "client", "--", "nslookup", "web.linux.svc.cluster.local"]);
+    let address = me.get("service", "web")["spec"]["clusterIP"].clone();
+    assert!(found.contains(address.as_str().unwrap()), "{found}");
+    for (at, port) in [
+        (address.as_str().unwrap(), "80"),
+        ("10.88.0.11", &port.to_string()),
+        ("10.88.0.12", &port.to_string()),
+    ] {
+        let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {at} {port}");
+        let end = Instant::now() + PATIENCE;
+        // kube-proxy hears of a Service when it does.
+        let mut said = String::new();
+        while !said.contains("served by the guest") {
+            assert!(Instant::now() < end, "{at}:{port} says {said:?}");
+            let done = output(
+                &mut me.command("kubectl", &["exec", "client", "--", "sh", "-c", &ask]),
+                "",
+            );
+            said = String::from_utf8_lossy(&done.stdout).into_owned();
+        }
+    }
+}
+
+#[test]
+fn its_ports_are_forwarded_to_who_may_ask() {
+    let linux = Linux::shared();
+    let me = &linux.here.admin;
+    // Nobody hangs up before the answer is there.
+    let mut forward = me.starts("virtctl", &["port-forward", "--stdio=true", "vmi/guest", "80"]);
+    assert!(forward.says("GET / HTTP/1.0\r\n\r\n", "served by the guest"));
+
+    let pod = format!("pod/{}", me.pod("guest")["metadata"]["name"].as_str().unwrap());
+    let _forward = me.starts("kubectl", &["port-forward", &pod, "18080:80"]);
+    let fetch = [
+        "curl",
+        "-s",
+        "--retry",
+        "60",
+        "--retry-all-errors",
+        "--retry-delay",
+        "1",
+        "http://127.0.0.1:18080/",
+    ];
+    let done = output(script("in-cp").args(fetch), "");
+    assert_eq!(
+        String::from_utf8_lossy(&done.stdout).trim(),
+        "served by the guest"
+    );
+}
+
+#[test]
+fn people_log_in_by_ssh() {
+    let linux = Linux::shared();
+    let key = format!("--identity-file={}", linux.key.display());
+    let args = [
+        "ssh",
+        "root@vmi/guest",
+        &key,
+        "--local-ssh-opts=-oStrictHostKeyChecking=no",
+        "--local-ssh-opts=-oUserKnownHostsFile=/dev/null",
+        "--command=echo $USER on $(uname -n)",
+    ];
+    let said = linux.here.admin.virtctl(&args);
+    assert!(said.contains("root on guest"), "{said}");
+}
+
+#[test]
+fn a_disk_outlives_the_machine_and_the_guest_goes_when_it_is_asked_to() {
+    let here = Namespace::new("life");
+    let me = &here.admin;
+    claim(me, "life", "true");
+    // With the other binding, besides: it is the pod on the pod's network.
+    let bridged = linux(
+        "a",
+        "runStrategy: RerunOnFailure",
+        "",
+        &[("data", "persistentVolumeClaim: {claimName: life}")],
+    );
+    me.apply(&bridged.replace("masquerade: {}", "bridge: {}"));
+    me.until_status("a", "Running");
+    let first = me.get("vmi", "a");
+    let mut console = me.console("a");
+    console.shell();
+    let address = me.pod("a")["status"]["podIP"].as_str().unwrap().to_owned();
+    // It asks for its address beside the shell.
+    let said = console.runs("until ip address show eth0 | grep 'inet '; do sleep 1; done");
+    assert!(said.contains(&format!("inet {address}/24")), "{said}");
+    // From another network namespace of the node, through the bridge that pods are on.
+    let ping = ["--command", "--", "ping", "-c", "3", "-W", "20", &address];
+    let image = ["--image=localhost/busybox:1", "--image-pull-policy=Never"];
+    me.kubectl(&[&["run", "client", "--restart=Never"], &image[..], &ping].concat());
+    let answered = "--for=jsonpath={.status.phase}=Succeeded";
+    me.kubectl(&["wait", "pod/client", answered, "--timeout=60s"]);
+
+    console.runs("echo what was written | dd of=/dev/vdb conv=fsync 2>/dev/null");
+    let boot = console.runs("cat /proc/sys/kernel/random/boot_id");
+
+    me.virtctl(&["soft-reboot", "a"]);
+    console.says("nacelle-guest power button");
+    console.shell();
+    assert_ne!(console.runs("cat /proc/sys/kernel/random/boot_id"), boot);
+    assert_eq!(
+        uid(&me.get("vmi", "a")),
+        uid(&first),
+        "the same instance, in the same pod"
+    );
+
+    // The power button is what it hears of a stop.
+    me.virtctl(&["stop", "a"]);
+    console.says("nacelle-guest power button");
+    me.until_status("a", "Stopped");
+
+    me.virtctl(&["start", "a"]);
+    me.until_status("a", "Running");
+    let mut console = me.console("a");
+    console.shell();
+    assert_eq!(console.runs("head -c 16 /dev/vdb"), "what was written");
+    console.types("poweroff");
+    me.until_status("a", "Stopped");
+    assert_eq!(me.get("vmi", "a")["status"]["phase"], "Succeeded");
+    me.kubectl(&["delete", "vm", "a", "--timeout=120s"]);
+    me.kubectl(&["delete", "pvc/life", "pv/life", "--timeout=60s"]);
+}
