@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// What software KVM lacks (docs/testing.md), told to the kernel; harmless elsewhere.
-pub const KERNEL_ARGS: &str = "console=ttyS0 quiet reboot=k panic=-1 mitigations=off rodata=off random.trust_cpu=on \
+pub const KERNEL_ARGS: &str = "console=ttyS0 quiet reboot=k panic=-1 mitigations=off rodata=off random.trust_cpu=on noreplace-smp \
     no_timer_check noxsave clearcpuid=smap,smep,popcnt,erms,fsrm,fsgsbase,invpcid,umip,cx16,rdpid,pku";
 
 /// Where `tests/guest/build` put a thing: from the environment as `tests/run` sets it, else asked for.
