@@ -152,4 +152,22 @@ fn where_devices_cannot_come_or_go_it_is_said() {
         .unwrap_err();
     assert_eq!(error.to_string(), on_mmio);
     assert_eq!(guest.vm.detach("root").unwrap_err().to_string(), on_mmio);
+    drop(guest);
+
+    let mut config = support::config();
+    config.devices = vec![root()];
+    config.hot_plug_slots = 1;
+    let mut guest = Guest::start(config);
+    guest.vm.attach(device("second", DeviceKind::Rng)).unwrap();
+    let error = guest.vm.attach(device("third", DeviceKind::Rng)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "devices: all 2 slots that the guest knows are taken (hot_plug_slots)"
+    );
+    let mut far = device("far", DeviceKind::Rng);
+    far.slot = Some(9);
+    assert_eq!(
+        guest.vm.attach(far).unwrap_err().to_string(),
+        "devices: far is to be in slot 9, and the guest knows of 2 (hot_plug_slots)"
+    );
 }

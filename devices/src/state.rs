@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState as RingState, QueueT};
 
 use crate::Error;
+use crate::pci::root::SLOTS;
 
 /// What one virtio device saves beside its queues.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,15 +193,28 @@ pub struct PciRootState {
 }
 
 /// Devices that come and go (slots, a bit each).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HotPlugState {
+    /// The last slot that the guest knows devices to come to and to leave: all of them before this was said.
+    pub last_slot: u8,
     /// Have got a device, which the guest has not read yet.
     pub inserted: u32,
     /// Are to be emptied, which the guest has not read yet.
     pub requested: u32,
     /// Are to be emptied, and the guest has not let go yet.
     pub leaving: u32,
+}
+
+impl Default for HotPlugState {
+    fn default() -> Self {
+        HotPlugState {
+            last_slot: SLOTS - 1,
+            inserted: 0,
+            requested: 0,
+            leaving: 0,
+        }
+    }
 }
 
 /// A virtio device behind whichever transport it has.

@@ -9,7 +9,7 @@ use nacelle_devices::memory::{Memory, SharedMemory};
 use nacelle_devices::worker::Worker;
 
 use crate::boot::{RSDP_ADDRESS, SMBIOS_ADDRESS, acpi, reset, smbios};
-use crate::config::{BootConfig, HypervisorConfig, IoThreads, Transport};
+use crate::config::{BootConfig, HypervisorConfig, IoThreads};
 use crate::device::platform::{LAYOUT, Platform};
 use crate::device::{DeviceManager, Host};
 use crate::hypervisor::kvm::KvmHypervisor;
@@ -94,7 +94,13 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
         lock,
         power: Arc::clone(&power),
     };
-    let mut devices = DeviceManager::new(host, config.transport, config.devices, config.opened)?;
+    let mut devices = DeviceManager::new(
+        host,
+        config.transport,
+        config.devices,
+        config.hot_plug_slots,
+        config.opened,
+    )?;
 
     let topology = Topology::new(config.cpus);
     let count = config.cpus.count()?;
@@ -131,11 +137,14 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
         )?);
     }
 
-    let pci64 = (config.transport == Transport::Pci).then(|| memory::pci64_base(size));
+    let window = memory::pci64_base(size);
+    let bus = devices
+        .last_slot()
+        .map(|last_slot| acpi::Pci { window, last_slot });
     let tables = vec![
         (
             RSDP_ADDRESS,
-            acpi::tables(&LAYOUT, &apic_ids, pci64, devices.mmio()),
+            acpi::tables(&LAYOUT, &apic_ids, bus, devices.mmio()),
         ),
         (SMBIOS_ADDRESS, smbios::tables(&config.identity, SMBIOS_ADDRESS)),
         (reset::ADDRESS, reset::CODE.to_vec()),

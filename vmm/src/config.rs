@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+use nacelle_devices::pci::root::SLOTS;
 pub use nacelle_devices::virtio::blk::ErrorPolicy;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,9 @@ pub struct VmConfig {
     pub devices: Vec<DeviceConfig>,
     /// How the guest finds them.
     pub transport: Transport,
+    /// Slots of the PCI bus for devices that come while the guest runs ([`crate::Vm::attach`]), after the last that is
+    /// taken; 8 by default. A guest spends time on each when it boots.
+    pub hot_plug_slots: u8,
     /// Threads that serve the devices.
     pub io_threads: IoThreads,
     /// Seconds by which the guest's hardware clock is ahead of UTC.
@@ -70,6 +74,7 @@ impl Default for VmConfig {
             identity: Identity::default(),
             devices: Vec::new(),
             transport: Transport::default(),
+            hot_plug_slots: 8,
             io_threads: IoThreads::default(),
             clock_offset: 0,
             scratch: std::env::temp_dir(),
@@ -442,7 +447,7 @@ impl VmConfig {
     pub(crate) fn place(&mut self) -> Result<()> {
         let mut taken: Vec<u8> = self.devices.iter().filter_map(|device| device.slot).collect();
         for device in self.devices.iter_mut().filter(|device| device.slot.is_none()) {
-            let slot = free_slot(|slot| taken.contains(&slot))?;
+            let slot = free_slot(SLOTS - 1, |slot| taken.contains(&slot))?;
             taken.push(slot);
             device.slot = Some(slot);
         }

@@ -20,21 +20,30 @@ pub const EJECT: u64 = 8;
 pub struct HotPlug {
     root: Arc<PciRoot>,
     state: Mutex<HotPlugState>,
+    /// The last slot that this machine's own ACPI code describes.
+    last_slot: u8,
     ejected: Box<dyn Fn(&str) + Send + Sync>,
 }
 
 impl HotPlug {
-    /// No device comes or goes. `ejected` hears the name of each that has left the bus.
-    pub fn new(root: Arc<PciRoot>, ejected: Box<dyn Fn(&str) + Send + Sync>) -> Self {
+    /// No device comes or goes yet; the machine's ACPI code describes the slots up to `last_slot`. `ejected` hears the
+    /// name of each device that has left the bus.
+    pub fn new(root: Arc<PciRoot>, last_slot: u8, ejected: Box<dyn Fn(&str) + Send + Sync>) -> Self {
         HotPlug {
             root,
-            state: Mutex::default(),
+            state: Mutex::new(none(last_slot)),
+            last_slot,
             ejected,
         }
     }
 
     fn state(&self) -> MutexGuard<'_, HotPlugState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last slot that devices come to.
+    pub fn last_slot(&self) -> u8 {
+        self.state().last_slot
     }
 
     /// `slot` has got a device; an event then has the guest read it.
@@ -67,7 +76,7 @@ impl HotPlug {
     pub fn reset(&self) {
         let leaving = self.state().leaving;
         self.eject(leaving);
-        *self.state() = HotPlugState::default();
+        *self.state() = none(self.last_slot);
     }
 
     /// Takes out what the guest has let go of. Only what was asked for goes: a guest that empties a slot by itself
@@ -95,6 +104,14 @@ impl HotPlug {
     /// Takes up a saved state.
     pub fn restore(&self, state: &HotPlugState) {
         *self.state() = state.clone();
+    }
+}
+
+/// No device comes or goes.
+fn none(last_slot: u8) -> HotPlugState {
+    HotPlugState {
+        last_slot,
+        ..HotPlugState::default()
     }
 }
 
@@ -166,7 +183,7 @@ mod tests {
                 .unwrap();
         }
         let ejected = Box::new(move |name: &str| tell.send(name.into()).unwrap());
-        let hot_plug = HotPlug::new(root.clone(), ejected);
+        let hot_plug = HotPlug::new(root.clone(), 31, ejected);
         Machine { hot_plug, root, told }
     }
 
@@ -259,5 +276,18 @@ mod tests {
         }
         assert!(machine.told().is_empty());
         assert_eq!(machine.read(INSERTED), 1 << 1);
+    }
+
+    #[test]
+    fn slots_that_another_monitors_guest_knows_count_until_it_starts_anew() {
+        let machine = machine();
+        let elsewhere = HotPlugState {
+            last_slot: 9,
+            ..HotPlugState::default()
+        };
+        machine.hot_plug.restore(&elsewhere);
+        assert_eq!(machine.hot_plug.last_slot(), 9);
+        machine.hot_plug.reset();
+        assert_eq!(machine.hot_plug.last_slot(), 31);
     }
 }

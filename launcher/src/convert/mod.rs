@@ -129,6 +129,8 @@ impl Plan {
                 .chain(vsock)
                 .collect(),
             transport: host.transport,
+            // Nothing comes later yet, and a guest takes time over each when it boots.
+            hot_plug_slots: 0,
             io_threads: self.io_threads,
             clock_offset: self.clock_offset,
             scratch: host.scratch,

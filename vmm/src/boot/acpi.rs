@@ -45,15 +45,23 @@ pub struct Platform {
     pub vmgenid: u64,
 }
 
+/// The PCI bus, as the tables tell of it.
+#[derive(Clone, Copy)]
+pub struct Pci {
+    /// Start of the 64-bit window.
+    pub window: u64,
+    /// The last slot that devices come to while the guest runs.
+    pub last_slot: u8,
+}
+
 /// The tables, to be put at [`RSDP_ADDRESS`].
 ///
-/// `apic_ids` are those of the vCPUs in order, `pci64` the start of the 64-bit window, `None` without PCI;
-/// `mmio` the addresses and interrupts of virtio-mmio devices.
-pub fn tables(platform: &Platform, apic_ids: &[u8], pci64: Option<u64>, mmio: &[(u64, u32)]) -> Vec<u8> {
+/// `apic_ids` are those of the vCPUs in order, `mmio` the addresses and interrupts of virtio-mmio devices.
+pub fn tables(platform: &Platform, apic_ids: &[u8], bus: Option<Pci>, mmio: &[(u64, u32)]) -> Vec<u8> {
     let mut image = Image { bytes: Vec::new() };
-    let dsdt = image.put(&dsdt(platform, pci64, mmio));
+    let dsdt = image.put(&dsdt(platform, bus, mmio));
     let mut entries = vec![image.put(&fadt(platform, dsdt)), image.put(&madt(apic_ids))];
-    if pci64.is_some() {
+    if bus.is_some() {
         let mut mcfg = MCFG::new(OEM, OEM_TABLE, REVISION);
         mcfg.add_ecam(ECAM_BASE, 0, 0, 0);
         entries.push(image.put(&mcfg));
@@ -131,19 +139,19 @@ impl Aml for Block {
     }
 }
 
-fn dsdt(platform: &Platform, pci64: Option<u64>, mmio: &[(u64, u32)]) -> Block {
+fn dsdt(platform: &Platform, bus: Option<Pci>, mmio: &[(u64, u32)]) -> Block {
     let mut aml = Vec::new();
     let soft_off = Package::new(vec![&SLEEP_TYPE_OFF]);
     Name::new("_S5_".into(), &soft_off).to_aml_bytes(&mut aml);
     com1(&mut aml);
     clock(&mut aml);
     panic_notice(platform.pvpanic_port, &mut aml);
-    events(platform.ged_gsi, platform.vmgenid, pci64.is_some(), &mut aml);
+    events(platform.ged_gsi, platform.vmgenid, bus.is_some(), &mut aml);
     for (index, &(base, gsi)) in mmio.iter().enumerate() {
         virtio_mmio(index, base, gsi, &mut aml);
     }
-    if let Some(base) = pci64 {
-        pci(base, &mut aml);
+    if let Some(bus) = bus {
+        pci(bus, &mut aml);
     }
     Block(aml)
 }
@@ -296,8 +304,9 @@ pub(super) trait Bytes: Aml {
 impl<T: Aml> Bytes for T {}
 
 /// The PCI root bridge: one bus, a 32-bit and a 64-bit window, no interrupt lines (devices use MSI-X).
-fn pci(base: u64, aml: &mut Vec<u8>) {
-    let bus = AddressSpace::new_bus_number(0u16, 0u16);
+fn pci(bus: Pci, aml: &mut Vec<u8>) {
+    let Pci { window, last_slot } = bus;
+    let numbers = AddressSpace::new_bus_number(0u16, 0u16);
     let config = IO::new(0xcf8, 0xcf8, 1, 8);
     let low = AddressSpace::new_memory(
         AddressSpaceCacheable::NotCacheable,
@@ -309,11 +318,11 @@ fn pci(base: u64, aml: &mut Vec<u8>) {
     let high = AddressSpace::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
-        base,
-        base + PCI64_SIZE - 1,
+        window,
+        window + PCI64_SIZE - 1,
         None,
     );
-    let resources = ResourceTemplate::new(vec![&bus, &config, &low, &high]);
+    let resources = ResourceTemplate::new(vec![&numbers, &config, &low, &high]);
     let root = Device::new(
         "PCI0".into(),
         vec![
@@ -324,7 +333,7 @@ fn pci(base: u64, aml: &mut Vec<u8>) {
             &Name::new("_UID".into(), &ZERO),
             &Name::new("_CCA".into(), &ONE),
             &Name::new("_CRS".into(), &resources),
-            &Raw(hot_plug::slots()),
+            &Raw(hot_plug::slots(last_slot)),
         ],
     )
     .bytes();
@@ -355,13 +364,18 @@ mod tests {
         vmgenid: 0xe_f000,
     };
 
+    const BUS: Pci = Pci {
+        window: 4 << 30,
+        last_slot: 31,
+    };
+
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
 
     #[test]
     fn every_table_is_found_from_the_root_and_adds_up() {
-        let image = tables(&PLATFORM, &[0, 1, 2, 4], Some(4 << 30), &[(0xd000_0000, 5)]);
+        let image = tables(&PLATFORM, &[0, 1, 2, 4], Some(BUS), &[(0xd000_0000, 5)]);
         assert_eq!(&image[..8], b"RSD PTR ");
         assert_eq!(sum(&image[..36]), 0);
         let at = |address: u64| &image[(address - RSDP_ADDRESS) as usize..];
@@ -387,7 +401,7 @@ mod tests {
     #[test]
     fn the_tables_of_the_largest_machine_end_before_what_follows_them() {
         let ids: Vec<u8> = (0..128).collect();
-        let image = tables(&PLATFORM, &ids, Some(4 << 30), &[(0xd000_0000, 5); 15]);
+        let image = tables(&PLATFORM, &ids, Some(BUS), &[(0xd000_0000, 5); 15]);
         assert!(image.len() < 0xf000, "{} bytes", image.len());
     }
 }

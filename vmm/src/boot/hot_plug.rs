@@ -7,7 +7,6 @@ use acpi_tables::aml::{
     Notify, OpRegion, OpRegionSpace, Path, Store,
 };
 use nacelle_devices::pci::hotplug;
-use nacelle_devices::pci::root::SLOTS;
 
 use super::acpi::{Bytes, Raw};
 use crate::memory::HOT_PLUG_BASE;
@@ -19,8 +18,8 @@ pub(super) const SCAN: &str = "\\_SB_.PCI0.SCAN";
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 
-/// What the bridge's scope holds for hot-plug.
-pub(super) fn slots() -> Vec<u8> {
+/// What the bridge's scope holds for hot-plug of the slots up to `last`.
+pub(super) fn slots(last: u8) -> Vec<u8> {
     let (base, size) = (HOT_PLUG_BASE as u32, hotplug::SIZE as u32);
     let mut aml = OpRegion::new("HPRG".into(), OpRegionSpace::SystemMemory, &base, &size).bytes();
     Field::new(
@@ -37,7 +36,7 @@ pub(super) fn slots() -> Vec<u8> {
     )
     .to_aml_bytes(&mut aml);
     let (mut came, mut goes) = (Vec::new(), Vec::new());
-    for slot in 1..SLOTS {
+    for slot in 1..=last {
         let (name, bit) = (format!("S{slot:03}"), 1u32 << slot);
         let register = Path::new("HPEJ");
         let store = Store::new(&register, &bit);

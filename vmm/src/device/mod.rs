@@ -82,13 +82,16 @@ pub(crate) struct DeviceManager {
     consoles: Vec<UnixStream>,
 }
 
-/// The first slot that is not `taken`.
-pub(crate) fn free_slot(taken: impl Fn(u8) -> bool) -> Result<u8> {
-    (1..SLOTS)
+/// The first slot up to `last` that is not `taken`.
+pub(crate) fn free_slot(last: u8, taken: impl Fn(u8) -> bool) -> Result<u8> {
+    (1..=last)
         .find(|slot| !taken(*slot))
         .ok_or_else(|| Error::Config {
             field: "devices",
-            reason: format!("all {} slots of the bus are taken", SLOTS - 1),
+            reason: match last {
+                last if last == SLOTS - 1 => format!("all {last} slots of the bus are taken"),
+                _ => format!("all {last} slots that the guest knows are taken (hot_plug_slots)"),
+            },
         })
 }
 
@@ -98,15 +101,19 @@ fn device_error(id: &str) -> impl FnOnce(DeviceError) -> Error {
 }
 
 impl DeviceManager {
-    /// Makes the devices of `configs` and puts them where the guest finds them.
+    /// Makes the devices of `configs` and puts them where the guest finds them; as many slots as `spare` stay free for
+    /// those that come later.
     pub fn new(
         host: Host,
         transport: TransportKind,
         configs: Vec<DeviceConfig>,
+        spare: u8,
         mut opened: Opened,
     ) -> Result<Self> {
+        let last = configs.iter().filter_map(|config| config.slot).max();
+        let last = last.unwrap_or(0).saturating_add(spare).min(SLOTS - 1);
         let pci = match transport {
-            TransportKind::Pci => Some(PciBus::new(&host)?),
+            TransportKind::Pci => Some(PciBus::new(&host, last)?),
             TransportKind::Mmio => None,
         };
         let mut manager = DeviceManager {
@@ -130,9 +137,20 @@ impl DeviceManager {
     /// The same with what another process had open for it.
     fn place(&mut self, config: DeviceConfig, opened: &mut Opened) -> Result<u8> {
         let DeviceConfig { id, kind, slot } = config;
+        let last = self.last_slot().unwrap_or(SLOTS - 1);
         let slot = match slot {
+            Some(slot) if slot > last => {
+                let reason =
+                    format!("{id} is to be in slot {slot}, and the guest knows of {last} (hot_plug_slots)");
+                return Err(Error::Config {
+                    field: "devices",
+                    reason,
+                });
+            }
             Some(slot) => slot,
-            None => free_slot(|slot| self.attached.iter().any(|attached| attached.slot == slot))?,
+            None => free_slot(last, |slot| {
+                self.attached.iter().any(|attached| attached.slot == slot)
+            })?,
         };
         let Created {
             device,
@@ -166,6 +184,11 @@ impl DeviceManager {
             Error::Cannot("devices come and go on a PCI bus, and this machine has virtio-mmio".into())
         })?;
         Ok(bus.hot_plug())
+    }
+
+    /// The last slot of the PCI bus that devices come to; none where they are on virtio-mmio.
+    pub fn last_slot(&self) -> Option<u8> {
+        self.pci.as_ref().map(|bus| bus.hot_plug().last_slot())
     }
 
     /// The slot of device `id`.

@@ -24,14 +24,15 @@ pub(super) struct PciBus {
 }
 
 impl PciBus {
-    pub fn new(host: &Host) -> Result<Self> {
+    /// Devices come while the guest runs to the slots up to `last_slot`.
+    pub fn new(host: &Host, last_slot: u8) -> Result<Self> {
         let size = memory::size(&host.memory.memory());
         let bars = memory::pci64_base(size);
         let windows = vec![PCI32_BASE..PCI32_BASE + PCI32_SIZE, bars..bars + PCI64_SIZE];
         let root = PciRoot::new(&host.buses.memory, windows);
         let power = Arc::clone(&host.power);
         let ejected = Box::new(move |id: &str| power.tell(VmEvent::Detached { id: id.into() }));
-        let hot_plug = Arc::new(HotPlug::new(Arc::clone(&root), ejected));
+        let hot_plug = Arc::new(HotPlug::new(Arc::clone(&root), last_slot, ejected));
         let buses = &host.buses;
         for (bus, name, base, size, device) in [
             (
