@@ -22,6 +22,9 @@ wait_for() {
   done
 }
 
+# ours PART: its process, as it was noted, still is this cluster's: not gone, and not another that has its number now.
+ours() { [ -e "$run/$1.pid" ] && ip netns identify "$(cat "$run/$1.pid")" 2>/dev/null | grep -q "^$name-"; }
+
 # start NAME COMMAND...: starts a part of the control plane and notes its process.
 start() {
   local part=$1
