@@ -219,10 +219,10 @@ pub fn guest_agent() -> UnixStream {
     let (port, mut guest) = UnixStream::pair().unwrap();
     std::thread::spawn(move || {
         let mut frozen = false;
-        let mut lines = BufReader::new(guest.try_clone().unwrap())
+        let lines = BufReader::new(guest.try_clone().unwrap())
             .split(b'\n')
             .map_while(Result::ok);
-        while let Some(line) = lines.next() {
+        for line in lines {
             let begin = usize::from(line.first() == Some(&0xff));
             let request: Value = serde_json::from_slice(&line[begin..]).unwrap();
             let name = request["execute"].as_str().unwrap();

@@ -210,7 +210,7 @@ async fn an_agent_that_never_answers_is_greeted_now_and_then() {
     assert!(!agent.said().connected);
     // It answers all of them when it comes to it; only the last one counts.
     for id in greeted {
-        peer.say(format!("\u{0}garbage\n").as_bytes()).await;
+        peer.say(b"\0garbage\n").await;
         peer.say(b"\xff").await;
         peer.say(format!("{{\"return\": {id}}}\n").as_bytes()).await;
     }
