@@ -57,21 +57,22 @@ pub(super) fn command(operation: Operation, options: &FreezeOptions) -> (&'stati
 /// What is answered, of all that the launcher knows by the agent.
 pub(super) fn answer(asked: Said, mut said: Value) -> Result<Value, Refusal> {
     // It may have gone since that was last reported.
-    if said["connected"] != true {
+    if said.get("connected") != Some(&Value::Bool(true)) {
         return Err(missing());
     }
+    let mut part = |path: &str| said.pointer_mut(path).map(Value::take).unwrap_or_default();
     let list = |items: Value| {
         let items = if items.is_array() { items } else { json!([]) };
         json!({"metadata": {}, "items": items})
     };
     Ok(match asked {
         Said::GuestOsInfo => {
-            let known = INFO.into_iter().map(|field| (field, said[field].take()));
+            let known = INFO.into_iter().map(|field| (field, part(&format!("/{field}"))));
             let known = known.filter(|(_, value)| !value.is_null());
             known.map(|(field, value)| (field.to_owned(), value)).collect()
         }
-        Said::UserList => list(said["userList"].take()),
-        Said::FilesystemList => list(said["fsInfo"]["disks"].take()),
+        Said::UserList => list(part("/userList")),
+        Said::FilesystemList => list(part("/fsInfo/disks")),
     })
 }
 
