@@ -74,9 +74,13 @@ impl Machine {
         Machine { status, resets }
     }
 
+    fn state(&self) -> State {
+        self.status.borrow().state
+    }
+
     /// The guest's processors run.
     fn runs(&self) -> bool {
-        match self.status.borrow().state {
+        match self.state() {
             State::Running | State::Stopping | State::Migrating | State::Saving => true,
             State::Paused | State::HandedOver | State::Ended => false,
         }
@@ -258,7 +262,7 @@ impl Session {
             self.port.read = Vec::new();
             if was_connected {
                 hello = HELLO;
-                log::info!("the guest agent is not connected any more");
+                log::debug!("the guest agent is not connected any more");
             }
             // One that is in order at first and then never is no better.
             if begun.elapsed() > LONGEST_PAUSE {
@@ -291,7 +295,7 @@ impl Session {
         race_without(&mut self.machine, &mut self.wishes, hello, sync).await?;
         self.learn().await?;
         let version = self.said.borrow().guest_agent_version.clone();
-        log::info!("guest agent {version} is connected");
+        log::debug!("guest agent {version} is connected");
         self.learn_more().await?;
         self.idle().await
     }
@@ -401,7 +405,10 @@ impl Session {
             let thaw = self.held.and_then(|held| held.until);
             tokio::select! {
                 biased;
-                changed = self.machine.changed() => changed?,
+                changed = self.machine.changed() => {
+                    changed?;
+                    self.let_go();
+                }
                 Some(asked) = self.wishes.recv() => self.fulfil(asked).await?,
                 () = sleep_until(thaw.unwrap_or(next)), if runs && thaw.is_some() => self.thaw_in_time().await?,
                 () = sleep_until(next), if runs => {
@@ -410,6 +417,13 @@ impl Session {
                     next = Instant::now() + TICK;
                 }
             }
+        }
+    }
+
+    /// A guest that is to power off must be able to write.
+    fn let_go(&mut self) {
+        if let (State::Stopping, Some(held)) = (self.machine.state(), &mut self.held) {
+            held.until = Some(Instant::now());
         }
     }
 
@@ -432,6 +446,10 @@ impl Session {
 
     /// Does what is wished, and says how that went.
     async fn fulfil(&mut self, asked: Asked) -> Result<(), Stop> {
+        // Who has waited too long for it may have done something else instead.
+        if asked.reply.is_closed() {
+            return Ok(());
+        }
         let (command, done) = match asked.wish {
             Wish::Freeze(timeout) => (commands::FREEZE.name, self.freeze(timeout).await),
             Wish::Unfreeze => (commands::THAW.name, self.thaw().await),
@@ -486,7 +504,7 @@ impl Session {
 
     /// Thaws what was frozen for a time that is over.
     async fn thaw_in_time(&mut self) -> Result<(), Stop> {
-        log::warn!("nobody thawed the guest's file systems in time: they are thawed now");
+        log::warn!("the guest's file systems are thawed: nobody has done it in time");
         if let Err(Declined(reason)) = self.thaw().await? {
             log::warn!("the guest's file systems stay frozen: {reason}");
             self.held = Some(Held::for_(Some(THAW_AGAIN)));

@@ -393,6 +393,41 @@ async fn what_is_to_stay_frozen_stays_so_when_the_conversation_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_that_is_to_power_off_is_thawed() {
+    let (agent, mut peer, machine) = connected().await;
+    let asked = wish(&agent, Wish::Freeze(None));
+    peer.through("guest-fsfreeze-freeze").await;
+    asked.await.unwrap().unwrap();
+    enter(&machine, State::Stopping);
+    let begun = Instant::now();
+    peer.through("guest-fsfreeze-thaw").await;
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(
+        !peer
+            .goes_on(HOUR)
+            .await
+            .contains(&"guest-fsfreeze-thaw".to_owned())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_any_more_is_not_done() {
+    let (agent, mut peer, _machine) = connected().await;
+    let first = wish(&agent, Wish::Unfreeze);
+    peer.until("guest-fsfreeze-thaw").await;
+    let given_up = timeout(Duration::from_secs(5), agent.freeze(None)).await;
+    assert!(given_up.is_err());
+    peer.reply("guest-fsfreeze-thaw", &Value::Null).await;
+    first.await.unwrap().unwrap();
+    assert!(
+        !peer
+            .goes_on(HOUR)
+            .await
+            .contains(&"guest-fsfreeze-freeze".to_owned())
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_freeze_whose_answer_does_not_come_is_thawed_all_the_same() {
     let (agent, mut peer, _machine) = connected().await;
     let asked = wish(&agent, Wish::Freeze(Some(Duration::from_secs(20))));

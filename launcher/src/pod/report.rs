@@ -114,7 +114,7 @@ impl Interface {
         };
         self.interface_name = Some(found.interface_name.clone());
         self.info_source = "domain, guest-agent";
-        if self.bridged {
+        if self.bridged && !self.ip_addresses.is_empty() {
             // The pod's come first: they are no guest's to choose, and by the first one it is reached.
             let listed = found
                 .ip_addresses
