@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::answers::{self, Declined, FreezeStatus, Nonsense, Said};
 use super::commands::{self, Command, DELIMITER};
 use super::{Asked, Refused, UNFREEZE, Wish};
-use crate::admit::State;
+use crate::admit::{Denied, State};
 use crate::driver::Status;
 
 /// How often the agent is asked what changes often; every third time who is logged in, every sixth the rest.
@@ -213,7 +213,7 @@ struct Held {
 }
 
 impl Held {
-    fn for_(timeout: Option<Duration>) -> Held {
+    fn of(timeout: Option<Duration>) -> Held {
         Held {
             until: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
         }
@@ -290,7 +290,7 @@ impl Session {
     }
 
     async fn converse(&mut self, hello: Duration) -> Result<Infallible, Stop> {
-        self.id = self.id.wrapping_add(1) & i32::MAX as u32;
+        self.id = self.id.wrapping_add(1);
         let sync = self.port.sync(self.id);
         race_without(&mut self.machine, &mut self.wishes, hello, sync).await?;
         self.learn().await?;
@@ -389,7 +389,7 @@ impl Session {
         })
         .await?;
         if self.frozen() {
-            self.held.get_or_insert_with(|| Held::for_(Some(UNFREEZE)));
+            self.held.get_or_insert_with(|| Held::of(Some(UNFREEZE)));
         } else {
             self.held = None;
         }
@@ -400,15 +400,18 @@ impl Session {
     async fn idle(&mut self) -> Result<Infallible, Stop> {
         let mut ticks = 0u64;
         let mut next = Instant::now() + TICK;
+        let mut stops = false;
         loop {
+            // A guest that is to power off must be able to write.
+            let stopped = std::mem::replace(&mut stops, self.machine.state() == State::Stopping);
+            if let (true, false, Some(held)) = (stops, stopped, &mut self.held) {
+                held.until = Some(Instant::now());
+            }
             let runs = self.machine.runs();
             let thaw = self.held.and_then(|held| held.until);
             tokio::select! {
                 biased;
-                changed = self.machine.changed() => {
-                    changed?;
-                    self.let_go();
-                }
+                changed = self.machine.changed() => changed?,
                 Some(asked) = self.wishes.recv() => self.fulfil(asked).await?,
                 () = sleep_until(thaw.unwrap_or(next)), if runs && thaw.is_some() => self.thaw_in_time().await?,
                 () = sleep_until(next), if runs => {
@@ -417,13 +420,6 @@ impl Session {
                     next = Instant::now() + TICK;
                 }
             }
-        }
-    }
-
-    /// A guest that is to power off must be able to write.
-    fn let_go(&mut self) {
-        if let (State::Stopping, Some(held)) = (self.machine.state(), &mut self.held) {
-            held.until = Some(Instant::now());
         }
     }
 
@@ -466,7 +462,7 @@ impl Session {
             Err(stop) => {
                 let refused = match stop {
                     Stop::Reset => Refused::Reset,
-                    Stop::Ended => crate::admit::Denied::Ended.into(),
+                    Stop::Ended => Denied::Ended.into(),
                     Stop::Silent => Refused::Silent(command),
                     Stop::Nonsense(_) => Refused::Nonsense(command),
                 };
@@ -482,14 +478,14 @@ impl Session {
         self.freeze_status().await?;
         if !self.frozen() {
             // Whatever is answered, they may be frozen from now on.
-            self.held = Some(Held::for_(timeout));
+            self.held = Some(Held::of(timeout));
             if let Err(declined) = self.call(&commands::FREEZE).await? {
                 self.freeze_status().await?;
                 return Ok(Err(declined));
             }
             self.tell(|said| said.fs_freeze_status = Some(FreezeStatus::Frozen));
         }
-        self.held = Some(Held::for_(timeout));
+        self.held = Some(Held::of(timeout));
         Ok(Ok(()))
     }
 
@@ -504,10 +500,10 @@ impl Session {
 
     /// Thaws what was frozen for a time that is over.
     async fn thaw_in_time(&mut self) -> Result<(), Stop> {
-        log::warn!("the guest's file systems are thawed: nobody has done it in time");
+        log::warn!("the guest's file systems are thawed: they were frozen for long enough");
         if let Err(Declined(reason)) = self.thaw().await? {
             log::warn!("the guest's file systems stay frozen: {reason}");
-            self.held = Some(Held::for_(Some(THAW_AGAIN)));
+            self.held = Some(Held::of(Some(THAW_AGAIN)));
         }
         Ok(())
     }

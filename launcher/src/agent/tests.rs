@@ -398,7 +398,11 @@ async fn a_guest_that_is_to_power_off_is_thawed() {
     let asked = wish(&agent, Wish::Freeze(None));
     peer.through("guest-fsfreeze-freeze").await;
     asked.await.unwrap().unwrap();
+    // While it is asked something else, too.
+    peer.until("guest-ping").await;
     enter(&machine, State::Stopping);
+    sleep(Duration::from_secs(1)).await;
+    peer.reply("guest-ping", &Value::Null).await;
     let begun = Instant::now();
     peer.through("guest-fsfreeze-thaw").await;
     assert!(begun.elapsed() < Duration::from_secs(1));
