@@ -1,11 +1,12 @@
 //! The guest agent: a program in the guest that says what it is, and does what only it can do (qemu-guest-agent, on the
 //! port `org.qemu.guest_agent.0`).
 //!
-//! [`Agent`] is the way to it, for any number of tasks. One task has the conversation (`session`); what is asked there is
-//! in `commands`, what is made of the answers in `answers`.
+//! [`Agent`] is the way to it, for any number of tasks. One task has the conversation (`session`, by lines of `port`); what is
+//! asked there is in `commands`, what is made of the answers in `answers`.
 
 mod answers;
 mod commands;
+mod port;
 mod session;
 
 use std::io;

@@ -15,13 +15,13 @@ use std::future::pending;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::answers::{self, Declined, FreezeStatus, Nonsense, Said};
-use super::commands::{self, Command, DELIMITER};
+use super::answers::{self, Declined, FreezeStatus, Said};
+use super::commands::{self, Command};
+use super::port::{Port, Stop};
 use super::{Asked, Refused, UNFREEZE, Wish};
 use crate::admit::{Denied, State};
 use crate::driver::Status;
@@ -34,33 +34,8 @@ const LONGEST_HELLO: Duration = Duration::from_secs(60);
 /// How long an agent that talks nonsense is left alone, at first and at most.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Most bytes before the answer to a sync: what was said before, to nobody.
-const STALE: usize = 4 << 20;
-/// Most bytes of the answer to a sync.
-const SYNC: usize = 4096;
-/// What is read at a time.
-const CHUNK: usize = 4096;
 /// When a thaw that was refused is tried again.
 const THAW_AGAIN: Duration = Duration::from_secs(10);
-
-/// Why a conversation ends.
-#[derive(Debug, PartialEq, Eq)]
-enum Stop {
-    /// The machine has.
-    Ended,
-    /// The guest begins anew.
-    Reset,
-    /// No answer came in time.
-    Silent,
-    /// What came is no answer.
-    Nonsense(String),
-}
-
-impl From<Nonsense> for Stop {
-    fn from(nonsense: Nonsense) -> Self {
-        Stop::Nonsense(nonsense.0)
-    }
-}
 
 /// What the machine does, as far as it matters to a conversation.
 struct Machine {
@@ -121,91 +96,6 @@ impl Machine {
     }
 }
 
-/// The port, by lines.
-struct Port {
-    stream: UnixStream,
-    /// What was read and is not of a line yet.
-    read: Vec<u8>,
-}
-
-impl Port {
-    /// Reads on. Nothing is lost where this is dropped before it returns.
-    async fn more(&mut self) -> Result<(), Stop> {
-        let mut chunk = [0; CHUNK];
-        match self.stream.read(&mut chunk).await {
-            Ok(count) if count > 0 => {
-                self.read
-                    .extend_from_slice(chunk.get(..count).unwrap_or_default());
-                Ok(())
-            }
-            // The machine has let go of its end.
-            _ => pending().await,
-        }
-    }
-
-    /// The next line, of no more than `limit` bytes.
-    async fn line(&mut self, limit: usize) -> Result<Vec<u8>, Stop> {
-        let mut searched = 0;
-        loop {
-            let found = self.read.iter().skip(searched).position(|byte| *byte == b'\n');
-            if let Some(end) = found {
-                let rest = self.read.split_off(searched + end + 1);
-                return Ok(std::mem::replace(&mut self.read, rest));
-            }
-            searched = self.read.len();
-            if searched > limit {
-                return Err(Stop::Nonsense(format!("a line of more than {limit} bytes")));
-            }
-            self.more().await?;
-        }
-    }
-
-    async fn write(&mut self, line: &[u8]) -> Result<(), Stop> {
-        match self.stream.write_all(line).await {
-            Ok(()) => Ok(()),
-            Err(_) => pending().await,
-        }
-    }
-
-    /// Sends a line and reads the one that answers it.
-    async fn exchange(&mut self, line: &[u8], limit: usize) -> Result<Vec<u8>, Stop> {
-        if !self.read.is_empty() {
-            return Err(Stop::Nonsense("an answer to nothing".into()));
-        }
-        self.write(line).await?;
-        self.line(limit).await
-    }
-
-    /// Has the agent answer to `id`. All that it said before is passed over.
-    async fn sync(&mut self, id: u32) -> Result<(), Stop> {
-        self.write(&commands::sync(id)).await?;
-        let mut stale = 0;
-        loop {
-            match self.read.iter().position(|byte| *byte == DELIMITER) {
-                Some(begin) => {
-                    self.read.drain(..=begin);
-                    let line = self.line(SYNC).await?;
-                    // An older sync may be answered first.
-                    if answers::read::<u32>(&line) == Ok(Ok(id)) {
-                        return Ok(());
-                    }
-                    stale += line.len();
-                }
-                None => {
-                    stale += self.read.len();
-                    self.read.clear();
-                    self.more().await?;
-                }
-            }
-            if stale > STALE {
-                return Err(Stop::Nonsense(format!(
-                    "{STALE} bytes, and a sync is not answered"
-                )));
-            }
-        }
-    }
-}
-
 /// File systems that are frozen, and shall stay so.
 #[derive(Clone, Copy, Debug)]
 struct Held {
@@ -241,10 +131,7 @@ impl Session {
     ) -> Session {
         Session {
             machine: Machine::new(machine),
-            port: Port {
-                stream,
-                read: Vec::new(),
-            },
+            port: Port::new(stream),
             said,
             wishes,
             held: None,
@@ -259,7 +146,7 @@ impl Session {
             let begun = Instant::now();
             let Err(stop) = self.converse(hello).await;
             let was_connected = self.said.send_replace(Said::default()).connected;
-            self.port.read = Vec::new();
+            self.port.forget();
             if was_connected {
                 hello = HELLO;
                 log::debug!("the guest agent is not connected any more");

@@ -153,13 +153,13 @@ impl Context {
                 patient(self.machine.agent.unfreeze()).await?;
                 return Ok(self.status(StatusCode::OK));
             }
-            Action::SoftReboot if self.rebooted_by_agent().await? => {
-                return Ok(self.status(StatusCode::ACCEPTED));
+            Action::SoftReboot => {
+                if self.rebooted_by_agent().await? {
+                    return Ok(self.status(StatusCode::ACCEPTED));
+                }
+                self.reboot()
             }
-            // The guest is asked by its power button, and switched on again when it is off.
-            Action::Reboot | Action::SoftReboot => Command::Reboot {
-                within: self.machine.grace_period,
-            },
+            Action::Reboot => self.reboot(),
             Action::CancelMigration => Command::CancelMigration,
             Action::TakeBack => Command::TakeBack,
             Action::Stats => Command::Stats,
@@ -279,6 +279,13 @@ impl Context {
         let asked: api::Freeze = body(request).await?.unwrap_or_default();
         patient(self.machine.agent.freeze(asked.timeout()?)).await?;
         Ok(self.status(StatusCode::OK))
+    }
+
+    /// The guest is asked by its power button, and switched on again when it is off.
+    fn reboot(&self) -> Command {
+        Command::Reboot {
+            within: self.machine.grace_period,
+        }
     }
 
     /// Whether the guest began anew because its agent was asked to.
