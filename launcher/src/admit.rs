@@ -139,6 +139,16 @@ pub fn admit(state: State, queued: &[Command], next: &Command) -> Result<(), Den
     }
 }
 
+/// Whether the guest of a machine in `state` can be asked to do something that changes what it does: as [`admit`] for a
+/// reboot, which is such a thing.
+///
+/// # Errors
+/// The reason when it cannot.
+pub fn admit_guest(state: State) -> Result<(), Denied> {
+    let within = Duration::ZERO;
+    admit(state, &[], &Command::Reboot { within })
+}
+
 /// The state that `command` leads to.
 fn after(state: State, command: &Command) -> State {
     match (state, command) {

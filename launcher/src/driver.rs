@@ -124,6 +124,8 @@ pub struct Started {
     pub driver: Driver,
     /// The host's end of its serial line.
     pub console: UnixStream,
+    /// That of the port of its guest agent, where it has one.
+    pub agent: Option<UnixStream>,
     /// How it ended, once it has: nothing of it is held any more then.
     pub ended: oneshot::Receiver<End>,
 }
@@ -219,6 +221,7 @@ fn drive(
     messages: Receiver<Message>,
 ) -> nacelle_vmm::Result<Started> {
     let console = vm.console(0)?;
+    let agent = vm.console(1).ok();
     let state = if options.paused {
         State::Paused
     } else {
@@ -262,6 +265,7 @@ fn drive(
             moving: moves,
         },
         console,
+        agent,
         ended,
     })
 }

@@ -1,6 +1,7 @@
 //! The process around one virtual machine: what `nacelle` is made of, for its tests and its binary.
 
 pub mod admit;
+pub mod agent;
 pub mod cli;
 pub mod convert;
 pub mod driver;

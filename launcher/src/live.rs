@@ -1,5 +1,6 @@
 //! A machine that runs, and its process: served on its socket, told what this process is told, until it ends.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::admit::{Command, Denied};
+use crate::agent::Agent;
 use crate::convert::Plan;
 use crate::driver::{Driver, End, Refused};
 use crate::exit::Chain;
@@ -29,6 +31,8 @@ pub struct Live<'a> {
     pub driver: Driver,
     /// How it ended, once it has.
     pub ended: oneshot::Receiver<End>,
+    /// The port of its guest agent.
+    pub agent: Option<UnixStream>,
     /// Its socket.
     pub endpoint: Endpoint,
     /// Ends when all that the guest said is told.
@@ -39,10 +43,15 @@ pub struct Live<'a> {
 
 impl Live<'_> {
     /// Serves it until it has ended.
-    pub async fn attend(self, terminal: &mut Option<Attached>, signals: &mut Signals) -> End {
+    ///
+    /// # Errors
+    /// When it cannot be served.
+    pub async fn attend(self, terminal: &mut Option<Attached>, signals: &mut Signals) -> Result<End> {
         let plan = self.plan;
+        let agent = Agent::start(self.agent, &self.driver);
         let machine = Machine {
             driver: self.driver.clone(),
+            agent: agent.map_err(Error::io("use the port of the guest agent"))?,
             console: self.estate.console.clone(),
             vcpus: plan.cpus.count().unwrap_or(1),
             memory: plan.memory.size,
@@ -63,7 +72,7 @@ impl Live<'_> {
             // Another process may say there what comes next.
             let _ = timeout(SETTLE, self.said).await;
         }
-        end
+        Ok(end)
     }
 }
 

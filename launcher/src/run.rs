@@ -302,11 +302,12 @@ async fn drive(
         plan,
         driver: started.driver,
         ended: started.ended,
+        agent: started.agent,
         endpoint,
         said,
         estate: Arc::clone(&estate),
     };
-    let end = live.attend(&mut terminal, &mut signals).await;
+    let end = live.attend(&mut terminal, &mut signals).await?;
     let ended = match (&end, estate.take_successor()) {
         (End::HandedOn, Some(successor)) => stand_in(successor, &mut terminal, &mut signals).await,
         _ => live::status(&plan.names.name, end, false),

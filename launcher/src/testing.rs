@@ -1,13 +1,17 @@
 //! Guests of a few instructions for the tests: real machines that are up in milliseconds.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nacelle_vmm::VmConfig;
 use nacelle_vmm::config::{BootConfig, MemoryConfig, Transport};
 use nacelle_vmm::migrate::{Cancel, Phase, Watch};
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use crate::agent::Agent;
 use crate::driver::{self, End, Options, Started};
 use crate::http::console::Console;
 use crate::http::socket::Endpoint;
@@ -172,6 +176,62 @@ pub fn receive(path: &Path, until: Option<Phase>) -> std::thread::JoinHandle<nac
     })
 }
 
+/// What a guest agent that is in order answers to a command.
+pub fn answer_as_agent(name: &str, arguments: &Value, frozen: &mut bool) -> Vec<u8> {
+    let answer = match name {
+        "guest-sync-delimited" => json!({"return": arguments["id"]}),
+        "guest-info" => {
+            json!({"return": {"version": "7.2.22", "supported_commands": [{"name": "guest-ping", "enabled": true}]}})
+        }
+        "guest-get-osinfo" => {
+            json!({"return": {"id": "debian", "name": "Debian", "pretty-name": "Debian 12"}})
+        }
+        "guest-get-host-name" => json!({"return": {"host-name": "ledger"}}),
+        "guest-get-timezone" => json!({"return": {"zone": "UTC", "offset": 0}}),
+        "guest-network-get-interfaces" => json!({"return": [
+            {"name": "lo", "hardware-address": "00:00:00:00:00:00", "ip-addresses": [{"ip-address": "127.0.0.1", "prefix": 8}]},
+            {"name": "eth0", "hardware-address": "02:00:00:00:00:01", "ip-addresses": [{"ip-address": "10.0.2.2", "prefix": 24}]}]}),
+        "guest-get-users" => json!({"return": [{"user": "root", "login-time": 1}]}),
+        "guest-get-fsinfo" => json!({"return": [{"name": "vda", "mountpoint": "/", "type": "ext4",
+            "disk": [{"serial": "S1", "bus-type": "virtio"}]}]}),
+        "guest-fsfreeze-status" => json!({"return": if *frozen { "frozen" } else { "thawed" }}),
+        "guest-fsfreeze-freeze" => {
+            *frozen = true;
+            json!({"return": 1})
+        }
+        "guest-fsfreeze-thaw" => {
+            *frozen = false;
+            json!({"return": 1})
+        }
+        "guest-ping" => json!({"return": {}}),
+        other => json!({"error": {"class": "CommandNotFound", "desc": format!("no {other} here")}}),
+    };
+    let begin = if name == "guest-sync-delimited" {
+        &b"\xff"[..]
+    } else {
+        b""
+    };
+    [begin, format!("{answer}\n").as_bytes()].concat()
+}
+
+/// The port of such an agent, which answers on a thread of its own.
+pub fn guest_agent() -> UnixStream {
+    let (port, mut guest) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || {
+        let mut frozen = false;
+        let lines = BufReader::new(guest.try_clone().unwrap())
+            .split(b'\n')
+            .map_while(Result::ok);
+        for line in lines {
+            let begin = usize::from(line.first() == Some(&0xff));
+            let request: Value = serde_json::from_slice(&line[begin..]).unwrap();
+            let name = request["execute"].as_str().unwrap();
+            let _ = guest.write_all(&answer_as_agent(name, &request["arguments"], &mut frozen));
+        }
+    });
+    port
+}
+
 /// A machine that is served at its socket, in a directory of its own.
 pub struct Served {
     /// Where the socket is.
@@ -186,6 +246,11 @@ pub struct Served {
 impl Served {
     /// Starts `code` as the machine `ledger`, with what else `change` gives it.
     pub fn start(code: &[u8], change: impl FnOnce(&mut VmConfig)) -> Served {
+        Served::with_agent(code, change, None)
+    }
+
+    /// The same with a guest agent at that port.
+    pub fn with_agent(code: &[u8], change: impl FnOnce(&mut VmConfig), port: Option<UnixStream>) -> Served {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("nacelle");
         let endpoint = Endpoint::bind(&directory, "ledger").unwrap();
@@ -193,9 +258,11 @@ impl Served {
         change(&mut config);
         let started = driver::start(config, Options::default()).unwrap();
         let (console, _) = Console::start(started.console, None).unwrap();
+        let agent = Agent::start(port, &started.driver).unwrap();
         let machine = Machine {
             driver: started.driver,
             console,
+            agent,
             vcpus: 1,
             memory: MEMORY,
             estate: None,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -12,6 +12,7 @@ use kube::api::Portforwarder;
 use kube::{Api, ResourceExt};
 use nacelle_api::VirtualMachineInstance;
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -26,8 +27,8 @@ const PORT: u16 = 22480;
 const CONSOLE: &str = "nacelle-console";
 /// Time for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes of an answer that are read.
-const LIMIT: usize = 64 << 10;
+/// Bytes of an answer that are read: a guest may have many users and file systems.
+const LIMIT: usize = 1 << 20;
 
 /// A connection, whatever it is made of.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -63,26 +64,53 @@ pub(super) async fn put(
     context: &Context,
     vmi: &VirtualMachineInstance,
     command: &str,
+    body: Option<Value>,
 ) -> Result<(), Refusal> {
     let request = Request::put(format!("/v1/machine/{command}")).header("host", "localhost");
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
     let Connection { stream, _forward } = forward(context, vmi, PORT).await?;
-    let response = ask(stream, request).await?;
+    let response = ask(stream, request, body.into()).await?;
+    answered(response, command).await.map(drop)
+}
+
+/// Asks for something that is known of the machine.
+pub(super) async fn get(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    what: &str,
+) -> Result<Value, Refusal> {
+    let request = Request::get(format!("/v1/machine/{what}")).header("host", "localhost");
+    let Connection { stream, _forward } = forward(context, vmi, PORT).await?;
+    let response = ask(stream, request, Bytes::new()).await?;
+    let body = answered(response, what).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Refusal::internal(format!("the launcher's answer to {what} cannot be read: {error}"))
+    })
+}
+
+/// The body of an answer that is no refusal.
+async fn answered(response: axum::http::Response<Incoming>, asked: &str) -> Result<Bytes, Refusal> {
     let status = response.status();
+    let body = timeout(PATIENCE, Limited::new(response.into_body(), LIMIT).collect()).await;
+    let body = match body {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if status.is_success() => {
+            return Err(Refusal::internal(format!(
+                "the launcher's answer to {asked} cannot be read: {error}"
+            )));
+        }
+        Err(_) if status.is_success() => return Err(Refusal::internal("the launcher does not answer")),
+        Ok(Err(_)) | Err(_) => Bytes::new(),
+    };
     if status.is_success() {
-        return Ok(());
+        return Ok(body);
     }
-    let body = Limited::new(response.into_body(), LIMIT)
-        .collect()
-        .await
-        .map(|body| body.to_bytes());
-    let said: Failure = body
-        .ok()
-        .and_then(|body| serde_json::from_slice(&body).ok())
-        .unwrap_or_default();
+    let said: Failure = serde_json::from_slice(&body).unwrap_or_default();
     Err(match status {
         StatusCode::CONFLICT => Refusal::conflict(said.message),
+        StatusCode::BAD_REQUEST => Refusal::bad_request(said.message),
         _ => Refusal::internal(format!(
-            "the launcher answered {status} to {command}: {}",
+            "the launcher answered {status} to {asked}: {}",
             said.message
         )),
     })
@@ -95,7 +123,7 @@ pub(super) async fn console(context: &Context, vmi: &VirtualMachineInstance) -> 
         .header("connection", "upgrade")
         .header("upgrade", CONSOLE);
     let Connection { stream, _forward } = forward(context, vmi, PORT).await?;
-    let response = ask(stream, request).await?;
+    let response = ask(stream, request, Bytes::new()).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(Refusal::internal(format!(
             "the launcher answered {} to the console",
@@ -150,12 +178,13 @@ pub(super) async fn guest_port(
 async fn ask(
     stream: Box<dyn Stream>,
     request: axum::http::request::Builder,
+    body: Bytes,
 ) -> Result<axum::http::Response<Incoming>, Refusal> {
     let failed = |error: hyper::Error| Refusal::internal(format!("the launcher cannot be asked: {error}"));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     tokio::spawn(connection.with_upgrades());
     let request = request
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(|error| Refusal::internal(error.to_string()))?;
     match timeout(PATIENCE, sender.send_request(request)).await {
         Ok(response) => response.map_err(failed),

@@ -153,7 +153,8 @@ pub(super) fn command(vmi: &VirtualMachineInstance, operation: Operation) -> Res
         Operation::Unpause if !paused => Err(Refusal::conflict("VMI is not paused")),
         Operation::Unpause => Ok("resume"),
         _ if paused => Err(Refusal::conflict("VMI is paused")),
-        // By ACPI, which every machine has.
+        // By the agent; by ACPI, which every machine has, where there is none.
+        Operation::SoftReboot if super::agent::connected(vmi).is_ok() => Ok("softreboot"),
         Operation::SoftReboot => Ok("reboot"),
         _ => Ok("reset"),
     }
@@ -363,6 +364,9 @@ mod tests {
             message(command(&running, Operation::Unpause)),
             (409, "VMI is not paused".into())
         );
+        let list = &mut running.status.as_mut().unwrap().conditions;
+        conditions::set(list, "AgentConnected", true, "", "", Default::default());
+        assert_eq!(command(&running, Operation::SoftReboot), Ok("softreboot"));
         let list = &mut running.status.as_mut().unwrap().conditions;
         conditions::set(list, "Paused", true, "PausedByUser", "", Default::default());
         assert_eq!(

@@ -1,8 +1,9 @@
 //! The aggregated API `subresources.kubevirt.io`: what people do to machines beside changing objects.
 //!
 //! The API server passes requests on and vouches for their users. Each is held against RBAC once (`authz`), then done:
-//! `lifecycle` decides (pure) what a verb comes to, `stream` connects a WebSocket to a console or a port.
+//! `lifecycle` and `agent` decide (pure) what a verb comes to, `stream` connects a WebSocket to a console or a port.
 
+mod agent;
 mod authz;
 mod discovery;
 mod launcher;
@@ -164,9 +165,24 @@ async fn object(context: &Context, target: Target, request: Request) -> Result<R
             let vmi = instance(context, &target).await?;
             let command = lifecycle::command(&vmi, target.operation)?;
             if options.dry_run.is_empty() {
-                launcher::put(context, &vmi, command).await?;
+                launcher::put(context, &vmi, command, None).await?;
             }
             Ok(done())
+        }
+        Operation::Freeze | Operation::Unfreeze => {
+            let options: agent::FreezeOptions = body(request).await?;
+            let vmi = instance(context, &target).await?;
+            agent::connected(&vmi)?;
+            lifecycle::reachable(&vmi)?;
+            let (command, body) = agent::command(target.operation, &options);
+            launcher::put(context, &vmi, command, body).await?;
+            Ok(done())
+        }
+        Operation::Agent(asked) => {
+            let vmi = instance(context, &target).await?;
+            agent::connected(&vmi)?;
+            let said = launcher::get(context, &vmi, "agent").await?;
+            Ok(Json(agent::answer(asked, said)?).into_response())
         }
         Operation::ExpandSpec => {
             let (vm, _) = machine(context, &target).await?;

@@ -35,8 +35,20 @@ pub(super) enum Operation {
         port: u16,
     },
     ExpandSpec,
+    /// What the guest agent says.
+    Agent(Said),
+    Freeze,
+    Unfreeze,
     /// Known, and not there in this version; with what to say.
     NotEnabled(&'static str),
+}
+
+/// What people ask of a guest agent's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    GuestOsInfo,
+    UserList,
+    FilesystemList,
 }
 
 /// An object and what is to be done to it.
@@ -63,7 +75,6 @@ use Resource::{Vm, Vmi};
 const MIGRATION: &str = "LiveMigration feature gate is not enabled in this version of Nacelle";
 const HOTPLUG: &str = "Unable to Add Volume because HotplugVolumes feature gate is not enabled.";
 const HOTUNPLUG: &str = "Unable to Remove Volume because HotplugVolumes feature gate is not enabled.";
-const AGENT: &str = "VMI does not have guest agent connected";
 const GRAPHICS: &str = "No graphics devices are present.";
 const DUMP: &str =
     "HotplugVolumes feature gate not enabled: memory cannot be dumped by this version of Nacelle";
@@ -91,8 +102,8 @@ pub(super) const SUBRESOURCES: &[(Resource, &str, &str, Operation)] = &[
     (Vmi, "GET", "console", Operation::Console),
     (Vmi, "GET", "portforward", Operation::PortForward { port: 0 }),
     (Vmi, "PUT", "softreboot", Operation::SoftReboot),
-    (Vmi, "PUT", "freeze", Operation::NotEnabled(AGENT)),
-    (Vmi, "PUT", "unfreeze", Operation::NotEnabled(AGENT)),
+    (Vmi, "PUT", "freeze", Operation::Freeze),
+    (Vmi, "PUT", "unfreeze", Operation::Unfreeze),
     (Vmi, "PUT", "addvolume", Operation::NotEnabled(HOTPLUG)),
     (Vmi, "PUT", "removevolume", Operation::NotEnabled(HOTUNPLUG)),
     (Vmi, "PUT", "evacuate", Operation::NotEnabled(MIGRATION)),
@@ -103,9 +114,9 @@ pub(super) const SUBRESOURCES: &[(Resource, &str, &str, Operation)] = &[
     (Vmi, "GET", "vnc", Operation::NotEnabled(GRAPHICS)),
     (Vmi, "GET", "usbredir", Operation::NotEnabled("Not configured with USB Redirection")),
     (Vmi, "GET", "vsock", Operation::NotEnabled("VSOCK feature gate is not enabled")),
-    (Vmi, "GET", "guestosinfo", Operation::NotEnabled(AGENT)),
-    (Vmi, "GET", "userlist", Operation::NotEnabled(AGENT)),
-    (Vmi, "GET", "filesystemlist", Operation::NotEnabled(AGENT)),
+    (Vmi, "GET", "guestosinfo", Operation::Agent(Said::GuestOsInfo)),
+    (Vmi, "GET", "userlist", Operation::Agent(Said::UserList)),
+    (Vmi, "GET", "filesystemlist", Operation::Agent(Said::FilesystemList)),
     (Vmi, "GET", "objectgraph", Operation::NotEnabled("ObjectGraph feature gate is not enabled")),
 ];
 
@@ -207,6 +218,11 @@ mod tests {
         assert_eq!(forward("virtualmachineinstances/a/portforward/22/tcp"), expected);
         assert_eq!(forward("virtualmachineinstances/a/portforward/0"), None);
         assert_eq!(forward("virtualmachineinstances/a/portforward"), None);
+        let users = target(Method::GET, "virtualmachineinstances/a/userlist").unwrap();
+        assert_eq!(
+            (users.1.as_str(), users.3),
+            ("userlist", Operation::Agent(Said::UserList))
+        );
         let screenshot = target(Method::GET, "virtualmachineinstances/a/vnc/screenshot").unwrap();
         assert_eq!(screenshot.1, "vnc/screenshot");
     }
@@ -214,6 +230,8 @@ mod tests {
     #[test]
     fn what_is_not_there_is_not_found() {
         for (method, path) in [
+            (Method::GET, "virtualmachines/a/guestosinfo"),
+            (Method::GET, "virtualmachineinstances/a/guestosinfo/os"),
             (Method::GET, "virtualmachines/a/start"),
             (Method::PUT, "virtualmachines/a/pause"),
             (Method::PUT, "virtualmachines/a/start/now"),

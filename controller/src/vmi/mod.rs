@@ -277,12 +277,7 @@ pub async fn write(
         serde_json::to_value(status).map_err(|error| Error::Json("the status", error))
     };
     let mut patch = value(new)?;
-    // A merge leaves out what it does not name.
-    if let (Some(new), Some(old)) = (patch.as_object_mut(), value(old)?.as_object()) {
-        for field in old.keys() {
-            new.entry(field).or_insert(Value::Null);
-        }
-    }
+    name_absent(&mut patch, &value(old)?);
     let labels = new
         .node_name
         .as_ref()
@@ -304,6 +299,15 @@ pub async fn write(
             .await;
     }
     Ok(())
+}
+
+/// Names what `old` has and `new` has not: a merge leaves as it is what it does not name.
+fn name_absent(new: &mut Value, old: &Value) {
+    if let (Some(new), Some(old)) = (new.as_object_mut(), old.as_object()) {
+        for (field, old) in old {
+            name_absent(new.entry(field).or_insert(Value::Null), old);
+        }
+    }
 }
 
 /// What people are told of a change: whether it is a warning, a word, a sentence.
@@ -400,6 +404,19 @@ mod tests {
         assert_eq!(grace(&vmi(180), &pod(None), true), Some(Some(ENDED)));
         assert_eq!(grace(&vmi(180), &pod(Some(210)), true), Some(Some(ENDED)));
         assert_eq!(grace(&vmi(180), &pod(Some(3)), true), None);
+    }
+
+    #[test]
+    fn what_is_not_there_any_more_is_named() {
+        let mut new = json!({"a": {"b": 1}, "l": [1], "e": {"x": 1}});
+        name_absent(
+            &mut new,
+            &json!({"a": {"c": 2, "b": 3}, "l": [1, 2], "d": {"f": 1}, "e": 5}),
+        );
+        assert_eq!(
+            new,
+            json!({"a": {"b": 1, "c": null}, "l": [1], "d": null, "e": {"x": 1}})
+        );
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! What is reported of an instance: from its pod, and from what its launcher says. Both pure, both on the same status,
 //! and each can be missed: the next one says enough.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use nacelle_api::conditions;
 use nacelle_api::vmi::{InterfaceStatus, PhaseTransition, VirtualMachineInstanceStatus};
+use nacelle_api::{Freeform, conditions};
 use serde::Deserialize;
 
 /// Container that runs the machine.
@@ -29,7 +31,34 @@ pub struct Report {
     /// Its interfaces.
     #[serde(default)]
     pub interfaces: Vec<InterfaceStatus>,
+    /// What its guest agent says, while that answers.
+    #[serde(default)]
+    pub agent: Option<Guest>,
 }
+
+/// What a guest's agent says.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Guest {
+    /// Of its operating system.
+    #[serde(rename = "guestOSInfo", default)]
+    pub guest_os_info: BTreeMap<String, String>,
+    /// `thawed` or `frozen`.
+    #[serde(default)]
+    pub fs_freeze_status: Option<String>,
+}
+
+/// What is said of an operating system.
+const OS_INFO: [&str; 8] = [
+    "name",
+    "kernelRelease",
+    "version",
+    "prettyName",
+    "versionId",
+    "kernelVersion",
+    "machine",
+    "id",
+];
 
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -74,6 +103,8 @@ pub fn enter(status: &mut VirtualMachineInstanceStatus, phase: &str, now: Timest
             now,
         );
         conditions::clear(&mut status.conditions, "Paused");
+        conditions::clear(&mut status.conditions, "AgentConnected");
+        status.fs_freeze_status = None;
         status.active_pods.clear();
     }
 }
@@ -201,6 +232,7 @@ pub fn apply(status: &mut VirtualMachineInstanceStatus, report: &Report, pod: &P
             interface.ip_address = interface.ip_addresses.first().cloned();
         }
     }
+    told(status, report.agent.as_ref(), now);
     conditions::set(
         &mut status.conditions,
         "LiveMigratable",
@@ -246,6 +278,26 @@ pub fn apply(status: &mut VirtualMachineInstanceStatus, report: &Report, pod: &P
         }
     }
     ready(status, pod, now);
+}
+
+/// What the guest's agent says. What it said of the system is true after it has gone, too.
+fn told(status: &mut VirtualMachineInstanceStatus, agent: Option<&Guest>, now: Timestamp) {
+    let frozen = |agent: &Guest| agent.fs_freeze_status.clone().filter(|said| said == "frozen");
+    status.fs_freeze_status = agent.and_then(frozen);
+    let Some(agent) = agent else {
+        conditions::clear(&mut status.conditions, "AgentConnected");
+        return;
+    };
+    conditions::set(&mut status.conditions, "AgentConnected", true, "", "", now);
+    let known = OS_INFO.into_iter().filter_map(|field| {
+        let said = agent.guest_os_info.get(field)?;
+        Some((field.to_owned(), said.as_str().into()))
+    });
+    let known: Freeform = known.collect();
+    // A guest that is frozen is not asked.
+    if !known.is_empty() {
+        status.guest_os_info = Some(known);
+    }
 }
 
 /// The node was not heard of for too long.

@@ -153,7 +153,7 @@ pub struct HostConfig {
     pub hypervisor: HypervisorConfig,
 }
 
-/// The console port by which a guest agent is reached (virtio-serial, as in KubeVirt).
+/// The console port by which a guest agent is reached (virtio-serial, as in KubeVirt): the machine's only one.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
 /// The annotation that keeps free page reporting off, as in KubeVirt.

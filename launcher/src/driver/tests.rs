@@ -21,6 +21,7 @@ impl Scene {
             driver,
             console,
             ended,
+            ..
         } = start(guest(home.path(), code), options).unwrap();
         Scene {
             driver,

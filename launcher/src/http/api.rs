@@ -8,6 +8,7 @@ use nacelle_vmm::snapshot;
 use serde::{Deserialize, Serialize};
 
 use crate::admit::{Denied, State};
+use crate::agent;
 use crate::driver::{Moving, Refused, Then};
 use crate::migrate::address::Address;
 use crate::migrate::tls::Files;
@@ -58,6 +59,37 @@ pub struct Stop {
     /// Seconds that the guest has to power off; the machine's own where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period_seconds: Option<u32>,
+}
+
+/// Asks for a freeze of the guest's file systems.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Freeze {
+    /// When they are thawed at the latest, as Kubernetes writes a time: `5m0s`, which is where it is not said; `0s` is never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfreeze_timeout: Option<String>,
+}
+
+impl Freeze {
+    /// The same as a time, `None` for never.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn timeout(&self) -> Result<Option<Duration>, Failure> {
+        let Some(text) = &self.unfreeze_timeout else {
+            return Ok(Some(agent::UNFREEZE));
+        };
+        let invalid = |error| {
+            let message = format!("unfreezeTimeout: {text:?} is no time: {error}");
+            Failure::new(
+                Code::Invalid,
+                message,
+                "write it as 5m0s, or as 0s to leave it to unfreeze",
+            )
+        };
+        let time = humantime::parse_duration(text).map_err(invalid)?;
+        Ok((!time.is_zero()).then_some(time))
+    }
 }
 
 /// Asks for memory.
@@ -394,6 +426,26 @@ impl From<Refused> for Failure {
                 hint: None,
             },
         }
+    }
+}
+
+impl From<agent::Refused> for Failure {
+    fn from(refused: agent::Refused) -> Self {
+        use agent::Refused::{Declined, Nonsense, NotConnected, Reset, Silent};
+        let (code, hint) = match refused {
+            agent::Refused::Denied(denied) => return Refused::from(denied).into(),
+            NotConnected => (
+                Code::Denied,
+                "install qemu-guest-agent in the guest, and see that it runs",
+            ),
+            Reset => (Code::Denied, "try again when the guest has booted"),
+            Silent(_) => (
+                Code::Timeout,
+                "it may still do it: nacelle status shows whether it answers again",
+            ),
+            Declined { .. } | Nonsense(_) => (Code::Failed, "see what the agent logs in the guest"),
+        };
+        Failure::new(code, refused.to_string(), hint)
     }
 }
 

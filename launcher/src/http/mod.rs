@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use self::console::Console;
 use self::socket::Endpoint;
+use crate::agent::Agent;
 use crate::driver::Driver;
 use crate::exit::{Error, Result};
 use crate::origin::Origin;
@@ -42,6 +43,8 @@ pub struct Machine {
     pub driver: Driver,
     /// Its serial line.
     pub console: Console,
+    /// The way to its guest agent.
+    pub agent: Agent,
     /// vCPUs.
     pub vcpus: u8,
     /// Bytes of guest memory.

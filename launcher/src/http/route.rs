@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::Machine;
 use super::api::{self, Code, Failure};
 use crate::admit::{Command, Denied};
+use crate::agent;
 use crate::driver::{Answer, Refused, Saving};
 use crate::exit::Chain;
 use crate::upgrade::Heir;
@@ -29,6 +30,9 @@ const BODY_MAX: usize = 4096;
 const BODY: Duration = Duration::from_secs(5);
 /// Time for a command. It is not taken back after that.
 const COMMAND: Duration = Duration::from_secs(60);
+/// Time for what the guest agent is asked, which may have been asked for something else before: it has a time of its own
+/// for each, which stands still while the guest does.
+const AGENT: Duration = Duration::from_secs(240);
 
 /// What a route does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +53,14 @@ pub(super) enum Action {
     TakeBack,
     Snapshot,
     Upgrade,
+    Agent,
+    Freeze,
+    Unfreeze,
+    SoftReboot,
 }
 
 /// Every route: method, path, action.
-pub(super) const ROUTES: [(&str, &str, Action); 16] = [
+pub(super) const ROUTES: [(&str, &str, Action); 20] = [
     ("GET", "/v1/machine", Action::Status),
     ("GET", "/v1/machine/stats", Action::Stats),
     ("GET", "/v1/machine/console", Action::Console),
@@ -69,6 +77,10 @@ pub(super) const ROUTES: [(&str, &str, Action); 16] = [
     ("PUT", "/v1/machine/migrate-recover", Action::TakeBack),
     ("PUT", "/v1/machine/snapshot", Action::Snapshot),
     ("PUT", "/v1/machine/upgrade", Action::Upgrade),
+    ("GET", "/v1/machine/agent", Action::Agent),
+    ("PUT", "/v1/machine/agent/freeze", Action::Freeze),
+    ("PUT", "/v1/machine/agent/unfreeze", Action::Unfreeze),
+    ("PUT", "/v1/machine/softreboot", Action::SoftReboot),
 ];
 
 /// What every request needs.
@@ -122,6 +134,7 @@ impl Context {
             Action::Migrate,
             Action::Snapshot,
             Action::Upgrade,
+            Action::Freeze,
         ];
         if !takes_body.contains(&action) && !request.body().is_end_stream() {
             let message = format!("{} takes no body", request.uri().path());
@@ -134,6 +147,19 @@ impl Context {
             Action::Migration => return self.migration(),
             Action::Snapshot => return self.snapshot(request).await,
             Action::Upgrade => return self.upgrade(request).await,
+            Action::Agent => return Ok(json(StatusCode::OK, &self.machine.agent.said())),
+            Action::Freeze => return self.freeze(request).await,
+            Action::Unfreeze => {
+                patient(self.machine.agent.unfreeze()).await?;
+                return Ok(self.status(StatusCode::OK));
+            }
+            Action::SoftReboot => {
+                if self.rebooted_by_agent().await? {
+                    return Ok(self.status(StatusCode::ACCEPTED));
+                }
+                self.reboot()
+            }
+            Action::Reboot => self.reboot(),
             Action::CancelMigration => Command::CancelMigration,
             Action::TakeBack => Command::TakeBack,
             Action::Stats => Command::Stats,
@@ -141,9 +167,6 @@ impl Context {
             Action::Resume => Command::Resume,
             Action::Kill => Command::Kill,
             Action::Reset => Command::Reset,
-            Action::Reboot => Command::Reboot {
-                within: self.machine.grace_period,
-            },
             Action::Stop => {
                 let stop: api::Stop = body(request).await?.unwrap_or_default();
                 Command::Stop {
@@ -251,6 +274,34 @@ impl Context {
         }
     }
 
+    /// Freezes the guest's file systems; answered when they are, however long that takes.
+    async fn freeze(&self, request: &mut Request<Incoming>) -> Result<Reply, Failure> {
+        let asked: api::Freeze = body(request).await?.unwrap_or_default();
+        patient(self.machine.agent.freeze(asked.timeout()?)).await?;
+        Ok(self.status(StatusCode::OK))
+    }
+
+    /// The guest is asked by its power button, and switched on again when it is off.
+    fn reboot(&self) -> Command {
+        Command::Reboot {
+            within: self.machine.grace_period,
+        }
+    }
+
+    /// Whether the guest began anew because its agent was asked to.
+    async fn rebooted_by_agent(&self) -> Result<bool, Failure> {
+        match timeout(COMMAND, self.machine.agent.reboot()).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(agent::Refused::Denied(denied))) => Err(Refused::from(denied).into()),
+            Ok(Err(agent::Refused::NotConnected)) => Ok(false),
+            Ok(Err(refused)) => {
+                log::info!("the guest is rebooted by its power button: {refused}");
+                Ok(false)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
     fn migration(&self) -> Result<Reply, Failure> {
         match self.machine.driver.moving() {
             Some(moving) => Ok(json(StatusCode::OK, &api::Migration::from(moving))),
@@ -300,6 +351,15 @@ impl Context {
         headers.insert(UPGRADE, HeaderValue::from_static(CONSOLE_PROTOCOL));
         Ok(reply)
     }
+}
+
+/// What the agent was asked, unless it takes longer than any that it does.
+async fn patient(asked: impl Future<Output = Result<(), agent::Refused>>) -> Result<(), Failure> {
+    let late = |_| {
+        let message = format!("the guest agent has not done it in {} s", AGENT.as_secs());
+        Failure::new(Code::Timeout, message, "it may still do it")
+    };
+    Ok(timeout(AGENT, asked).await.map_err(late)??)
 }
 
 /// Both headers of an upgrade to `protocol` are there (RFC 9110, §7.8).

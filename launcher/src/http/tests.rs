@@ -12,7 +12,7 @@ use super::*;
 use crate::admit::State;
 use crate::driver::End;
 use crate::manage::client::request;
-use crate::testing::{COUNTER, PARROT, Served, receive};
+use crate::testing::{COUNTER, PARROT, Served, guest_agent, receive};
 
 const OPENAPI: &str = include_str!("../../openapi.json");
 
@@ -96,6 +96,10 @@ async fn every_route_answers_as_documented() {
     let document: Value = serde_json::from_str(OPENAPI).unwrap();
     let served = Served::start(COUNTER, with_balloon);
     let bare = Served::start(COUNTER, |_| {});
+    let talks = Served::with_agent(COUNTER, |_| {}, Some(guest_agent()));
+    while ask(&talks, "GET", "/v1/machine/agent", "").await.1["hostname"].is_null() {
+        sleep(Duration::from_millis(1)).await;
+    }
     let long = format!("\"{}\"", "x".repeat(5000));
     let wrong = r#"{"bites": 1}"#;
     let exchanges = [
@@ -132,8 +136,43 @@ async fn every_route_answers_as_documented() {
             400,
         ),
         (&served, "PUT", "/v1/machine/upgrade", &long, 413),
+        (&talks, "GET", "/v1/machine/agent", "", 200),
+        (&bare, "GET", "/v1/machine/agent", "", 200),
+        (&bare, "GET", "/v1/machine/agent", "{}", 400),
+        (&bare, "PUT", "/v1/machine/agent/freeze", "", 409),
+        (&talks, "PUT", "/v1/machine/agent/freeze", "", 200),
+        (
+            &talks,
+            "PUT",
+            "/v1/machine/agent/freeze",
+            r#"{"unfreezeTimeout": "1m30s"}"#,
+            200,
+        ),
+        (
+            &talks,
+            "PUT",
+            "/v1/machine/agent/freeze",
+            r#"{"unfreezeTimeout": "0s"}"#,
+            200,
+        ),
+        (
+            &talks,
+            "PUT",
+            "/v1/machine/agent/freeze",
+            r#"{"unfreezeTimeout": "soon"}"#,
+            400,
+        ),
+        (&talks, "PUT", "/v1/machine/agent/freeze", wrong, 400),
+        (&talks, "PUT", "/v1/machine/agent/freeze", &long, 413),
+        (&talks, "GET", "/v1/machine/agent", "", 200),
+        (&talks, "PUT", "/v1/machine/agent/unfreeze", "", 200),
+        (&talks, "PUT", "/v1/machine/agent/unfreeze", "{}", 400),
+        (&bare, "PUT", "/v1/machine/agent/unfreeze", "", 409),
+        (&bare, "PUT", "/v1/machine/softreboot", "", 202),
+        (&bare, "PUT", "/v1/machine/softreboot", "{}", 400),
         (&served, "PUT", "/v1/machine/pause", "", 200),
         (&served, "PUT", "/v1/machine/pause", "{}", 400),
+        (&served, "PUT", "/v1/machine/softreboot", "", 409),
         (&served, "PUT", "/v1/machine/reset", "", 409),
         (&served, "PUT", "/v1/machine/reboot", "", 409),
         (&served, "PUT", "/v1/machine/balloon", r#"{"bytes": 0}"#, 409),

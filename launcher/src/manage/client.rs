@@ -72,12 +72,13 @@ impl Client {
         self.read(answer).await
     }
 
-    /// What the machine answers to a PUT of `body`, however long that takes.
+    /// What the machine answers to a PUT of `body`, or of none, however long that takes.
     ///
     /// # Errors
     /// When it does not run, or refuses.
-    pub async fn long<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let body = serde_json::to_vec(body).map_err(|error| self.odd(error))?;
+    pub async fn long<T: DeserializeOwned>(&self, path: &str, body: Option<&impl Serialize>) -> Result<T> {
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|error| self.odd(error))?.unwrap_or_default();
         let request = request("PUT", path, body.into())?;
         let mut sender = self.connect().await?;
         let answer = sender.send_request(request).await;

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Moves the machine `name` and gives the words for its end.
 pub(super) async fn run(client: &Client, name: &str, asked: &Migrate, format: Format) -> Result<String> {
     let mut shown = Shown::new(format);
-    let moved = client.long::<Migrated>("/v1/machine/migrate", asked);
+    let moved = client.long::<Migrated>("/v1/machine/migrate", Some(asked));
     tokio::pin!(moved);
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);

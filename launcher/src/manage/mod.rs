@@ -17,9 +17,10 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use self::client::Client;
+use crate::agent::Said;
 use crate::driver::Then;
 use crate::exit::{Error, Result};
-use crate::http::api::{Balloon, Machine, Migrate, Migrated, Saved, Snapshot, Stats, Stop, Upgrade};
+use crate::http::api::{Balloon, Freeze, Machine, Migrate, Migrated, Saved, Snapshot, Stats, Stop, Upgrade};
 use crate::http::socket;
 use crate::migrate::Wanted;
 use crate::migrate::address::Address;
@@ -95,6 +96,30 @@ Examples:
 Examples:
   nacelle reboot ledger")]
     Reboot(Named),
+    /// Have a machine's guest begin anew: by its agent, or where it has none as reboot does
+    #[command(after_help = "\
+Examples:
+  nacelle soft-reboot ledger")]
+    SoftReboot(Named),
+    /// Have the guest's agent write all that is to be written and freeze the guest's file systems, for a copy of its disks
+    #[command(after_help = "\
+Examples:
+  nacelle freeze ledger && cp ledger.img copy.img && nacelle unfreeze ledger
+  nacelle freeze ledger --unfreeze-timeout 30s    they are thawed after 30 seconds if nobody does it
+  nacelle freeze ledger --unfreeze-timeout 0s     they stay frozen until somebody thaws them")]
+    Freeze {
+        /// Which one.
+        #[command(flatten)]
+        machine: Named,
+        /// When they are thawed at the latest
+        #[arg(long, value_name = "TIME", default_value = "5m")]
+        unfreeze_timeout: String,
+    },
+    /// Have the guest's agent thaw its file systems
+    #[command(after_help = "\
+Examples:
+  nacelle unfreeze ledger")]
+    Unfreeze(Named),
     /// Show a machine's counters
     #[command(after_help = "\
 Examples:
@@ -249,11 +274,40 @@ impl Command {
         let text = match self {
             Command::Ls(show) => list(directory, show.output).await?,
             Command::Status { machine, show } => {
-                let machine: Machine = client(&machine)?.get("/v1/machine").await?;
+                let client = client(&machine)?;
+                let machine: Machine = client.get("/v1/machine").await?;
                 match show.output {
                     Format::Json => json(&machine)?,
-                    Format::Table => show::machine(&machine),
+                    Format::Table => {
+                        // The program of an older machine does not know of agents.
+                        let said: Said = client.get("/v1/machine/agent").await.unwrap_or_default();
+                        show::machine(&machine, &said)
+                    }
                 }
+            }
+            Command::SoftReboot(machine) => {
+                let machine: Machine = client(&machine)?
+                    .long("/v1/machine/softreboot", None::<&()>)
+                    .await?;
+                show::state(&machine)
+            }
+            Command::Freeze {
+                machine,
+                unfreeze_timeout,
+            } => {
+                let body = Freeze {
+                    unfreeze_timeout: Some(unfreeze_timeout),
+                };
+                let machine: Machine = client(&machine)?
+                    .long("/v1/machine/agent/freeze", Some(&body))
+                    .await?;
+                format!("{}: its file systems are frozen\n", machine.name)
+            }
+            Command::Unfreeze(machine) => {
+                let machine: Machine = client(&machine)?
+                    .long("/v1/machine/agent/unfreeze", None::<&()>)
+                    .await?;
+                format!("{}: its file systems take writes\n", machine.name)
             }
             Command::Stats { machine, show } => {
                 let stats: Stats = client(&machine)?.get("/v1/machine/stats").await?;
@@ -284,7 +338,9 @@ impl Command {
                     track,
                     then,
                 };
-                let saved: Saved = client(&machine)?.long("/v1/machine/snapshot", &asked).await?;
+                let saved: Saved = client(&machine)?
+                    .long("/v1/machine/snapshot", Some(&asked))
+                    .await?;
                 match show.output {
                     Format::Json => json(&saved)?,
                     Format::Table => show::saved(&machine.name, &asked.directory, &saved),
@@ -311,7 +367,9 @@ impl Command {
             } => {
                 let binary = std::path::absolute(&binary).map_err(Error::file("find", binary))?;
                 let asked = Upgrade { binary };
-                let moved: Migrated = client(&machine)?.long("/v1/machine/upgrade", &asked).await?;
+                let moved: Migrated = client(&machine)?
+                    .long("/v1/machine/upgrade", Some(&asked))
+                    .await?;
                 match show.output {
                     Format::Json => json(&moved)?,
                     Format::Table => {

@@ -1,9 +1,11 @@
 //! What the commands show to people. Pure.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 
 use crate::admit::State;
+use crate::agent::{FreezeStatus, Said};
 use crate::http::api::{Machine, Saved, Stats};
 
 /// One line a machine.
@@ -22,8 +24,8 @@ pub fn machines(machines: &[Machine]) -> String {
     columns(&[head].into_iter().chain(rows).collect::<Vec<_>>())
 }
 
-/// One machine, a line for each thing.
-pub fn machine(machine: &Machine) -> String {
+/// One machine and what its guest's agent says, a line for each thing.
+pub fn machine(machine: &Machine, said: &Said) -> String {
     let mut rows = vec![
         ("Name".into(), machine.name.clone()),
         ("State".into(), state_of(machine)),
@@ -40,7 +42,44 @@ pub fn machine(machine: &Machine) -> String {
         };
         rows.push(("Failed".into(), format!("{error}{advice}")));
     }
+    rows.extend(guest(said));
     pairs(&rows)
+}
+
+/// What an agent says that people ask first.
+fn guest(said: &Said) -> Vec<(String, String)> {
+    if !said.connected {
+        return Vec::new();
+    }
+    let addresses = said
+        .interfaces
+        .iter()
+        .flat_map(|interface| interface.ip_addresses.iter());
+    let addresses = addresses.filter(|address| {
+        let address = address.ip_address.parse::<IpAddr>();
+        address.is_ok_and(|address| !address.is_loopback())
+    });
+    let addresses: Vec<&str> = addresses.map(|address| &*address.ip_address).collect();
+    let frozen = (said.fs_freeze_status == Some(FreezeStatus::Frozen))
+        .then(|| "frozen: nacelle unfreeze thaws them".into());
+    let rows = [
+        (
+            "System",
+            said.os
+                .pretty_name
+                .as_ref()
+                .or(said.os.name.as_ref())
+                .map(ToString::to_string),
+        ),
+        ("Host name", said.hostname.as_ref().map(ToString::to_string)),
+        ("Addresses", (!addresses.is_empty()).then(|| addresses.join(", "))),
+        ("File systems", frozen),
+        ("Guest agent", Some(said.guest_agent_version.to_string())),
+    ];
+    let rows = rows
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.into(), value?)));
+    rows.collect()
 }
 
 /// What a machine is doing now.
@@ -237,6 +276,10 @@ a-longer-name   Paused    2       512Mi    7s       4711
         assert_eq!(state(&stopped), "ledger: Paused (disk error)\n");
         let last =
             "Failed:    disk data: No space left on device (os error 28); nacelle resume tries again\n";
-        assert!(machine(&stopped).ends_with(last), "{}", machine(&stopped));
+        assert!(
+            machine(&stopped, &Said::default()).ends_with(last),
+            "{}",
+            machine(&stopped, &Said::default())
+        );
     }
 }

@@ -3,7 +3,7 @@ use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::driver::End;
-use crate::testing::{COUNTER, PARROT, Served};
+use crate::testing::{COUNTER, PARROT, Served, guest_agent};
 
 #[derive(Parser)]
 struct Cli {
@@ -74,6 +74,58 @@ async fn a_machine_is_listed_paused_resumed_and_killed() {
     assert_eq!(run(&here, "kill ledger").await.unwrap(), "ledger: Ended\n");
     assert!(matches!(served.end.await.unwrap(), End::Killed));
     assert_eq!(run(&here, "ls -o json").await.unwrap(), "[]\n");
+}
+
+#[tokio::test]
+async fn what_the_agent_says_shows_and_its_file_systems_are_frozen() {
+    let served = Served::with_agent(COUNTER, |_| {}, Some(guest_agent()));
+    let here = served.directory.clone();
+    let mut shown = String::new();
+    while !shown.contains("Host name") {
+        shown = run(&here, "status ledger").await.unwrap();
+    }
+    for line in [
+        "System:        Debian 12\n",
+        "Host name:     ledger\n",
+        "Addresses:     10.0.2.2\n",
+        "Guest agent:   7.2.22\n",
+    ] {
+        assert!(shown.contains(line), "{line:?} is not in {shown}");
+    }
+    assert_eq!(
+        run(&here, "freeze ledger").await.unwrap(),
+        "ledger: its file systems are frozen\n"
+    );
+    assert!(
+        run(&here, "status ledger")
+            .await
+            .unwrap()
+            .contains("frozen: nacelle unfreeze")
+    );
+    assert_eq!(
+        run(&here, "unfreeze ledger").await.unwrap(),
+        "ledger: its file systems take writes\n"
+    );
+    let error = run(&here, "freeze ledger --unfreeze-timeout soon")
+        .await
+        .unwrap_err();
+    assert!(error.contains("write it as 5m0s"), "{error}");
+
+    let bare = Served::start(COUNTER, |_| {});
+    assert!(
+        !run(&bare.directory, "status ledger")
+            .await
+            .unwrap()
+            .contains("Guest agent")
+    );
+    assert_eq!(
+        run(&bare.directory, "freeze ledger").await.unwrap_err(),
+        "machine ledger: the guest agent is not connected: install qemu-guest-agent in the guest, and see that it runs"
+    );
+    assert_eq!(
+        run(&bare.directory, "soft-reboot ledger").await.unwrap(),
+        "ledger: Running\n"
+    );
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::admit::State;
+use crate::agent::{self, FreezeStatus, Os, Said, Text};
 use crate::driver::{End, Status};
 use crate::exit::Chain;
 use crate::net::pod::{OWN_PORTS, UPLINK};
@@ -58,6 +59,28 @@ pub struct Report {
     pub message: String,
     /// Its interfaces.
     pub interfaces: Vec<Interface>,
+    /// What its agent says, while that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Guest>,
+}
+
+/// What a guest's agent says, as `status` of an instance has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Guest {
+    #[serde(rename = "guestOSInfo")]
+    guest_os_info: Os,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fs_freeze_status: Option<FreezeStatus>,
+}
+
+impl Guest {
+    fn of(said: &Said) -> Option<Guest> {
+        said.connected.then(|| Guest {
+            guest_os_info: said.os.clone(),
+            fs_freeze_status: said.fs_freeze_status,
+        })
+    }
 }
 
 /// An interface as `status.interfaces` of an instance has it.
@@ -69,7 +92,42 @@ pub struct Interface {
     ip_addresses: Vec<String>,
     queue_count: u16,
     pod_interface_name: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interface_name: Option<Text>,
     info_source: &'static str,
+    /// The guest has the pod's address itself.
+    #[serde(skip)]
+    bridged: bool,
+}
+
+impl Interface {
+    /// With what the agent says of the interface that has this MAC address: others are the guest's own affair.
+    fn with(mut self, said: &Said) -> Interface {
+        let same = |interface: &&agent::Interface| {
+            interface
+                .mac
+                .as_deref()
+                .is_some_and(|mac| mac.eq_ignore_ascii_case(&self.mac))
+        };
+        let Some(found) = said.interfaces.iter().find(same) else {
+            return self;
+        };
+        self.interface_name = Some(found.interface_name.clone());
+        self.info_source = "domain, guest-agent";
+        if self.bridged && !self.ip_addresses.is_empty() {
+            // The pod's come first: they are no guest's to choose, and by the first one it is reached.
+            let listed = found
+                .ip_addresses
+                .iter()
+                .filter_map(|said| said.ip_address.parse::<IpAddr>().ok());
+            for address in listed.map(|address| address.to_string()) {
+                if !self.ip_addresses.contains(&address) {
+                    self.ip_addresses.push(address);
+                }
+            }
+        }
+        self
+    }
 }
 
 /// The interfaces of a machine whose pod has `addresses`: with either binding, that is where the guest is reached.
@@ -80,14 +138,16 @@ pub(super) fn interfaces(nets: &[Net], made: &[pod_net::Interface], addresses: &
         ip_addresses: addresses.to_vec(),
         queue_count: net.queue_pairs,
         pod_interface_name: UPLINK,
+        interface_name: None,
         info_source: "domain",
+        bridged: made.bridged,
     });
     interfaces.collect()
 }
 
 impl Report {
-    /// What is told of a machine with this status; its end has a report of its own ([`Last`]).
-    pub(super) fn of(status: &Status, interfaces: &[Interface]) -> Option<Report> {
+    /// What is told of a machine with this status, whose agent says that; its end has a report of its own ([`Last`]).
+    pub(super) fn of(status: &Status, said: &Said, interfaces: &[Interface]) -> Option<Report> {
         let failed = status.disk_error.as_deref();
         let (state, reason) = match status.state {
             // What moves or is saved runs meanwhile.
@@ -105,7 +165,8 @@ impl Report {
                 "Paused" => failed.unwrap_or_default().to_owned(),
                 _ => String::new(),
             },
-            interfaces: interfaces.to_vec(),
+            interfaces: interfaces.iter().map(|known| known.clone().with(said)).collect(),
+            agent: Guest::of(said),
         })
     }
 }
@@ -147,6 +208,7 @@ impl Last {
             reason: self.reason,
             message: self.message,
             interfaces,
+            agent: None,
         }
     }
 }

@@ -10,11 +10,13 @@ use nacelle_vmm::config::{HypervisorConfig, Transport, VsockHost};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::sleep_until;
 
 use super::report::{self, Last, Report, Reporter, Way};
 use super::storage::Mounts;
 use super::{Root, instance, last_words, net, runtime};
 use crate::admit::Command;
+use crate::agent::Agent;
 use crate::convert::{HostConfig, Plan};
 use crate::driver::{self, Driver, End};
 use crate::exit::Chain;
@@ -27,6 +29,8 @@ use crate::{Error, Result, Status, memory};
 
 /// How long a machine that has ended waits for the container that logs what it said, which may have started later.
 const LOGGER: Duration = Duration::from_secs(10);
+/// How often a guest can have its agent reported on.
+const PACE: Duration = Duration::from_secs(5);
 /// Where the host's kernel has its side of sockets to guests.
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
@@ -129,12 +133,15 @@ async fn machine(
     let console = Console::start(started.console, logged.then_some(LOGGER));
     let (console, said) = console.map_err(Error::io("serve the console"))?;
     let logger = tokio::spawn(log_console(log, console.clone()));
+    let agent = Agent::start(started.agent, &started.driver);
+    let agent = agent.map_err(Error::io("use the port of the guest agent"))?;
     let served = tokio::spawn(http::serve(
         Listener::Loopback(api),
         plan.names.name.clone(),
         Machine {
             driver: started.driver.clone(),
             console,
+            agent: agent.clone(),
             vcpus: plan.cpus.count().unwrap_or(1),
             memory: plan.memory.size,
             grace_period: Duration::from_secs(plan.grace_period),
@@ -148,7 +155,7 @@ async fn machine(
             estate: None,
         },
     ));
-    let telling = tell(&started.driver, reporter, known);
+    let telling = tell(&started.driver, &agent, reporter, known);
     tokio::pin!(telling);
     memory::give_back();
     let end = tokio::select! {
@@ -191,21 +198,29 @@ async fn attend(
     }
 }
 
-/// Reports each state that the machine comes into.
+/// Reports each state that the machine comes into, and what its agent says.
 async fn tell(
     driver: &Driver,
+    agent: &Agent,
     reporter: &Reporter,
     interfaces: &[report::Interface],
 ) -> std::convert::Infallible {
-    let mut changes = driver.changes();
+    let (mut changes, mut said) = (driver.changes(), agent.changes());
+    let mut calm = tokio::time::Instant::now();
     loop {
         let status = changes.borrow_and_update().clone();
-        if let Some(report) = Report::of(&status, interfaces) {
+        if let Some(report) = Report::of(&status, &said.borrow_and_update(), interfaces) {
             reporter.tell(report);
         }
-        if changes.changed().await.is_err() {
-            // The last report is not ours to make.
-            std::future::pending().await
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                // The last report is not ours to make.
+                std::future::pending().await
+            },
+            // The conversation ends with the machine.
+            Ok(()) = async { sleep_until(calm).await; said.changed().await } => {
+                calm = tokio::time::Instant::now() + PACE;
+            }
         }
     }
 }

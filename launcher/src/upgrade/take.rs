@@ -190,11 +190,12 @@ async fn go_on(plan: &Plan, handover: &Handover, bundle: Bundle, stream: UnixStr
         plan,
         driver: started.driver,
         ended: started.ended,
+        agent: started.agent,
         endpoint,
         said,
         estate: Arc::new(estate),
     };
-    let end = live.attend(&mut None, &mut signals).await;
+    let end = live.attend(&mut None, &mut signals).await?;
     drop(inherited.held);
     Ok(end)
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use serde_json::Value;
 use support::{Console, Namespace, PATIENCE, Person, is, linux, output, script, uid};
 
 /// The guest that they share: it serves a page and SSH.
@@ -76,6 +77,10 @@ impl Linux {
                 (
                     "golden",
                     "ephemeral: {persistentVolumeClaim: {claimName: golden}}",
+                ),
+                (
+                    "agent",
+                    "containerDisk: {image: 'localhost/agent:1', imagePullPolicy: Never}",
                 ),
             ],
         ));
@@ -180,6 +185,85 @@ fn what_it_writes_to_an_ephemeral_disk_is_its_own() {
     let claimed = ["1", "head", "-c", "9", "/mnt/shared/golden/disk.img"];
     let claimed = output(script("in-node").args(claimed), "");
     assert_eq!(String::from_utf8_lossy(&claimed.stdout), "as it was");
+}
+
+#[test]
+fn its_agent_says_what_it_is_and_freezes_it() {
+    let linux = Linux::shared();
+    let me = &linux.here.admin;
+    // The others may write when it is over.
+    let mut console = linux.console();
+    assert!(!is(&me.get("vmi", "guest"), "AgentConnected"));
+    let refused = me.virtctl_fails(&["userlist", "guest"]);
+    assert!(
+        refused.contains("VMI does not have guest agent connected"),
+        "{refused}"
+    );
+    console.runs("printf 'ID=small\\nPRETTY_NAME=\"A small Linux\"\\n' >/etc/os-release");
+    console.runs("mkdir /agent; mount -o ro /dev/vdi /agent; /agent/start");
+
+    let vmi = me.until("vmi", "guest", "connected to its agent", |vmi| {
+        is(vmi, "AgentConnected")
+    });
+    let status = &vmi["status"];
+    assert_eq!(status["guestOSInfo"]["prettyName"], "A small Linux", "{status:#}");
+    assert_eq!(status["guestOSInfo"]["id"], "small");
+    let interface = &status["interfaces"][0];
+    assert_eq!(
+        (&interface["interfaceName"], &interface["infoSource"]),
+        (&"eth0".into(), &"domain, guest-agent".into())
+    );
+    assert_eq!(interface["ipAddress"], me.pod("guest")["status"]["podIP"]);
+    me.until("vm", "guest", "connected to its agent", |vm| {
+        is(vm, "AgentConnected")
+    });
+
+    // What takes it longer to say comes later.
+    let asked = |subcommand: &str| json_in(&me.virtctl(&[subcommand, "guest"]));
+    let end = Instant::now() + PATIENCE;
+    let mut info = asked("guestosinfo");
+    while info["fsInfo"]["disks"].as_array().is_none_or(Vec::is_empty) {
+        assert!(Instant::now() < end, "{info:#}");
+        info = asked("guestosinfo");
+    }
+    assert!(
+        info["guestAgentVersion"].as_str().unwrap().starts_with("7."),
+        "{info:#}"
+    );
+    assert_eq!(
+        (&info["os"]["machine"], &info["hostname"]),
+        (&"x86_64".into(), &"guest".into())
+    );
+    let list = asked("fslist");
+    let mounted = list["items"].as_array().unwrap();
+    let root = mounted.iter().find(|disk| disk["mountPoint"] == "/").unwrap();
+    assert_eq!(root["fileSystemType"], "ext4", "{list:#}");
+    assert!(asked("userlist")["items"].is_array());
+
+    let body = std::env::temp_dir().join("nacelle-freeze.json");
+    std::fs::write(&body, r#"{"unfreezeTimeout": "5m0s"}"#).unwrap();
+    let put = |what: &str| {
+        let path = format!(
+            "/apis/subresources.kubevirt.io/v1/namespaces/linux/virtualmachineinstances/guest/{what}"
+        );
+        me.kubectl(&["replace", "--raw", &path, "-f", body.to_str().unwrap()]);
+    };
+    put("freeze");
+    me.until("vmi", "guest", "frozen", |vmi| {
+        vmi["status"]["fsFreezeStatus"] == "frozen"
+    });
+    put("unfreeze");
+    me.until("vmi", "guest", "thawed", |vmi| {
+        vmi["status"]["fsFreezeStatus"].is_null()
+    });
+    assert_eq!(console.runs("echo kept >/root/note; cat /root/note"), "kept");
+}
+
+/// What a command printed as JSON, beside what else it says.
+fn json_in(said: &str) -> Value {
+    let begin = said.find('{').unwrap_or_else(|| panic!("no JSON in {said}"));
+    let mut values = serde_json::Deserializer::from_str(&said[begin..]).into_iter();
+    values.next().unwrap().unwrap()
 }
 
 #[test]

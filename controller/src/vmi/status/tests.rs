@@ -223,3 +223,46 @@ fn what_the_pod_says_of_a_start_is_not_written_before_the_launcher_may_report_th
     apply(&mut told, &report("Running", ""), &pod, at(1));
     assert_eq!(phases(&told), ["Scheduling", "Scheduled", "Running"]);
 }
+
+#[test]
+fn what_the_agent_says_is_there_while_it_answers() {
+    let mut status = VirtualMachineInstanceStatus::default();
+    let pod = pod("Running", running(), true);
+    let tell = |status: &mut VirtualMachineInstanceStatus, agent, second| {
+        let report = json!({"state": "Running", "agent": agent});
+        apply(status, &serde_json::from_value(report).unwrap(), &pod, at(second));
+    };
+    let os = json!({"name": "Debian", "versionId": "12", "hostile": "field"});
+    tell(
+        &mut status,
+        json!({"guestOSInfo": os, "fsFreezeStatus": "thawed"}),
+        1,
+    );
+    assert!(conditions::is_true(&status.conditions, "AgentConnected"));
+    assert_eq!(status.fs_freeze_status, None);
+    let known = json!({"name": "Debian", "versionId": "12"});
+    assert_eq!(json!(status.guest_os_info), known);
+    let before = status.clone();
+    tell(
+        &mut status,
+        json!({"guestOSInfo": os, "fsFreezeStatus": "thawed"}),
+        2,
+    );
+    assert_eq!(status, before);
+    tell(
+        &mut status,
+        json!({"guestOSInfo": {}, "fsFreezeStatus": "frozen"}),
+        3,
+    );
+    assert_eq!(status.fs_freeze_status.as_deref(), Some("frozen"));
+    // As a launcher says it that knows of no agents.
+    tell(&mut status, serde_json::Value::Null, 4);
+    assert!(conditions::find(&status.conditions, "AgentConnected").is_none());
+    assert_eq!(
+        (status.fs_freeze_status.clone(), json!(status.guest_os_info)),
+        (None, known)
+    );
+    tell(&mut status, json!({}), 5);
+    apply(&mut status, &report("Succeeded", ""), &pod, at(6));
+    assert!(conditions::find(&status.conditions, "AgentConnected").is_none());
+}

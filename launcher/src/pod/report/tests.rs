@@ -109,7 +109,7 @@ fn status(state: State) -> Status {
 }
 
 fn report(state: State) -> Report {
-    Report::of(&status(state), &[]).unwrap()
+    Report::of(&status(state), &Said::default(), &[]).unwrap()
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn who_paused_it_is_told() {
             disk_error: Some("disk data: No space left on device".into()),
             ..status(state)
         };
-        let report = Report::of(&status, &[]).unwrap();
+        let report = Report::of(&status, &Said::default(), &[]).unwrap();
         (report.state, report.reason, report.message)
     };
     let message = "disk data: No space left on device".to_owned();
@@ -130,10 +130,8 @@ fn who_paused_it_is_told() {
     assert_eq!(failed(State::Migrating), ("Running", "", String::new()));
 }
 
-#[tokio::test]
-async fn the_controller_is_told_who_and_what() {
-    let mut controller = Controller::start(&[]).await;
-    let reporter = controller.reporter();
+/// The interface of a pod with two addresses.
+fn known(bridged: bool) -> Vec<Interface> {
     let net = Net {
         name: "default".into(),
         binding: crate::net::Binding::Bridge,
@@ -152,10 +150,48 @@ async fn the_controller_is_told_who_and_what() {
             router: None,
             routes: Vec::new(),
         },
-        bridged: false,
+        bridged,
     };
-    let known = interfaces(&[net], &[made], &["10.244.1.7".into(), "fd00::7".into()]);
-    reporter.tell(Report::of(&status(State::Running), &known).unwrap());
+    interfaces(&[net], &[made], &["10.244.1.7".into(), "fd00::7".into()])
+}
+
+#[test]
+fn what_the_agent_says_is_told_of_interfaces_that_the_machine_has() {
+    let said = |text: &str| serde_json::from_str::<Said>(text).unwrap();
+    let told = |bridged, said: &Said| {
+        let report = Report::of(&status(State::Running), said, &known(bridged)).unwrap();
+        serde_json::to_value(report).unwrap()
+    };
+    let nothing = told(true, &Said::default());
+    assert_eq!(nothing["agent"], Value::Null);
+    assert_eq!(nothing["interfaces"][0]["infoSource"], "domain");
+
+    let all = said(
+        r#"{"connected": true, "os": {"name": "Debian", "prettyName": "Debian 12"}, "fsFreezeStatus": "thawed",
+        "interfaces": [{"interfaceName": "lo", "mac": "00:00:00:00:00:00", "ipAddresses": [{"ipAddress": "127.0.0.1"}]},
+        {"interfaceName": "ens3", "mac": "02:00:00:00:00:0A", "ipAddresses": [{"ipAddress": "10.0.2.2"},
+            {"ipAddress": "10.244.1.7"}, {"ipAddress": "nonsense"}, {"ipAddress": "fe80::1"}]},
+        {"interfaceName": "br0", "mac": "02:00:00:00:00:0a", "ipAddresses": [{"ipAddress": "10.9.9.9"}]}]}"#,
+    );
+    let masqueraded = told(false, &all);
+    assert_eq!(
+        masqueraded["agent"],
+        json!({"guestOSInfo": {"name": "Debian", "prettyName": "Debian 12"}, "fsFreezeStatus": "thawed"})
+    );
+    let expected = json!([{
+        "name": "default", "mac": "02:00:00:00:00:0a", "ipAddresses": ["10.244.1.7", "fd00::7"], "queueCount": 2,
+        "podInterfaceName": "eth0", "interfaceName": "ens3", "infoSource": "domain, guest-agent",
+    }]);
+    assert_eq!(masqueraded["interfaces"], expected);
+    let addresses = json!(["10.244.1.7", "fd00::7", "10.0.2.2", "fe80::1"]);
+    assert_eq!(told(true, &all)["interfaces"][0]["ipAddresses"], addresses);
+}
+
+#[tokio::test]
+async fn the_controller_is_told_who_and_what() {
+    let mut controller = Controller::start(&[]).await;
+    let reporter = controller.reporter();
+    reporter.tell(Report::of(&status(State::Running), &Said::default(), &known(false)).unwrap());
     let (path, token, body) = controller.hears().await;
     assert_eq!(path, "/report/v1/namespaces/team/virtualmachineinstances/ledger");
     assert_eq!(token, "Bearer first");
