@@ -401,6 +401,12 @@ impl Session {
         if let Err(declined) = self.call(&commands::PING).await? {
             return Ok(Err(declined));
         }
+        // To shut down, it must be able to write.
+        if self.frozen()
+            && let Err(declined) = self.thaw().await?
+        {
+            return Ok(Err(declined));
+        }
         let line = commands::REBOOT.line();
         let Session { machine, port, .. } = self;
         let asked = async {

@@ -488,7 +488,12 @@ async fn a_reboot_is_done_when_the_machine_is_reset() {
     ));
     peer.through("guest-get-fsinfo").await;
 
+    // What is frozen is thawed for it; then it is declined.
+    let frozen = wish(&agent, Wish::Freeze(None));
+    peer.through("guest-fsfreeze-freeze").await;
+    frozen.await.unwrap().unwrap();
     let asked = wish(&agent, Wish::Reboot);
+    peer.through("guest-fsfreeze-thaw").await;
     peer.through("guest-shutdown").await;
     assert!(matches!(asked.await.unwrap(), Err(Refused::Declined { .. })));
 

@@ -459,3 +459,39 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     }
     message
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freeze_is_for_a_time_as_kubernetes_writes_it() {
+        let timeout = |text: Option<&str>| {
+            let asked = Freeze {
+                unfreeze_timeout: text.map(str::to_owned),
+            };
+            asked.timeout().map_err(|failure| failure.code)
+        };
+        for (text, seconds) in [
+            ("5m0s", 300),
+            ("1h0m0s", 3600),
+            ("1m30s", 90),
+            ("90s", 90),
+            ("2m", 120),
+        ] {
+            assert_eq!(
+                timeout(Some(text)),
+                Ok(Some(Duration::from_secs(seconds))),
+                "{text}"
+            );
+        }
+        assert_eq!(timeout(Some("500ms")), Ok(Some(Duration::from_millis(500))));
+        assert_eq!(timeout(None), Ok(Some(agent::UNFREEZE)));
+        for never in ["0s", "0"] {
+            assert_eq!(timeout(Some(never)), Ok(None), "{never}");
+        }
+        for wrong in ["", "soon", "-5m", "5"] {
+            assert_eq!(timeout(Some(wrong)), Err(Code::Invalid), "{wrong}");
+        }
+    }
+}

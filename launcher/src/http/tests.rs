@@ -168,6 +168,8 @@ async fn every_route_answers_as_documented() {
         (&talks, "PUT", "/v1/machine/agent/unfreeze", "", 200),
         (&talks, "PUT", "/v1/machine/agent/unfreeze", "{}", 400),
         (&bare, "PUT", "/v1/machine/agent/unfreeze", "", 409),
+        // By its power button: the agent declines.
+        (&talks, "PUT", "/v1/machine/softreboot", "", 202),
         (&bare, "PUT", "/v1/machine/softreboot", "", 202),
         (&bare, "PUT", "/v1/machine/softreboot", "{}", 400),
         (&served, "PUT", "/v1/machine/pause", "", 200),
