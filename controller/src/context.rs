@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::configuration::Configuration;
 use crate::settings::Settings;
+use crate::vmi::written::Written;
 
 /// Client, recorder and settings; one for the process.
 pub struct Context {
@@ -23,6 +24,8 @@ pub struct Context {
     pub report: watch::Receiver<Arc<str>>,
     /// What the KubeVirt object says.
     pub configuration: watch::Receiver<Arc<Configuration>>,
+    /// What was written to instances and the cache may not have yet.
+    pub written: Written,
     recorder: Recorder,
 }
 
@@ -46,6 +49,7 @@ impl Context {
             user,
             report,
             configuration,
+            written: Written::default(),
         }
     }
 

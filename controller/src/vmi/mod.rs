@@ -7,6 +7,7 @@ mod dereference;
 pub mod status;
 mod unpaused;
 mod validate;
+pub mod written;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,9 @@ use dereference::References;
 /// # Errors
 /// The API server cannot be asked, or refuses.
 pub async fn reconcile(vmi: Arc<VirtualMachineInstance>, context: Arc<Context>) -> Result<Requeue> {
+    if context.written.is_old(&vmi) {
+        return Ok(Requeue::await_change());
+    }
     let now = Timestamp::now();
     let found = dereference::dereference(&vmi, &context).await?;
     if let Some(pod) = &found.pod {
@@ -183,6 +187,7 @@ async fn leave(
         .patch(&vmi.name_any(), &PatchParams::default(), &Patch::Merge(patch))
         .await;
     absent_is_done(done).doing("letting go of the instance")?;
+    context.written.forget(vmi);
     context
         .event(
             &vmi.object_ref(&()),
@@ -290,6 +295,9 @@ pub async fn write(
     let done = api
         .patch(&vmi.name_any(), &PatchParams::default(), &Patch::Merge(patch))
         .await;
+    if let Ok(written) = &done {
+        context.written.note(vmi, written);
+    }
     absent_is_done(done).doing("reporting the instance's status")?;
     let word = |phase: &Option<String>| phase.clone().unwrap_or_default();
     log::info!("{}: {} -> {}", key(vmi), word(&old.phase), word(&new.phase));
