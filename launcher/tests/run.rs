@@ -149,8 +149,9 @@ fn on_a_terminal_a_reboot_boots_again_and_ctrl_bracket_leaves() {
     let mut guest = Running::start(command);
     guest.wait_for("nacelle-guest ready");
     // Ctrl-C is the guest's: it ends what runs there, not the machine.
-    guest.type_in("sleep 1000\n");
-    guest.wait_for("sleep 1000");
+    // What runs says so: before that the shell itself would hear it.
+    guest.type_in("sh -c 'echo be''gun; exec sleep 1000'\n");
+    guest.wait_for("begun");
     guest.type_in("\x03");
     guest.type_in("reboot -f\n");
     guest.wait_for("nacelle-guest ready");
