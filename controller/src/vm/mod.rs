@@ -84,7 +84,7 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
         }
     }
     // A start that could not be made is not done.
-    let plan = if failure.is_some() {
+    let plan = if failure.is_some() && matches!(plan.action, Action::Create { .. }) {
         plan::Plan {
             requests: vm
                 .status
