@@ -129,6 +129,10 @@ pub struct InstancetypeStatusRef {
     pub kind: Option<String>,
     /// The ControllerRevision that holds it as it was at first use.
     pub controller_revision_ref: Option<ControllerRevisionRef>,
+    /// The volume whose labels named it.
+    pub infer_from_volume: Option<String>,
+    /// What was to be done where the volume named none.
+    pub infer_from_volume_failure_policy: Option<String>,
 }
 
 /// Names a ControllerRevision.

@@ -87,6 +87,7 @@ fn reference(role: Role, matcher: &InstancetypeMatcher, revision: String) -> Ins
         name: matcher.name.clone(),
         kind: Some(kind),
         controller_revision_ref: Some(ControllerRevisionRef { name: Some(revision) }),
+        ..InstancetypeStatusRef::default()
     }
 }
 

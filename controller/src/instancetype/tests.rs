@@ -393,6 +393,7 @@ fn a_pin_holds_while_the_spec_names_the_same() {
                 controller_revision_ref: Some(ControllerRevisionRef {
                     name: Some("pin".into()),
                 }),
+                ..InstancetypeStatusRef::default()
             }),
             ..VirtualMachineStatus::default()
         });
