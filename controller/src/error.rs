@@ -19,6 +19,9 @@ pub enum Error {
     /// The object lacks what the API server always gives.
     #[error("the object has no {0}")]
     Incomplete(&'static str),
+    /// The instance type or the preference that a machine names is not there, or does not go with it.
+    #[error("{0}")]
+    Types(String),
 }
 
 /// Result of a reconciler.

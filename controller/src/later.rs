@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use kube::core::GroupVersionKind;
+use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::{Action as Requeue, Controller};
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt};
@@ -29,7 +28,7 @@ pub async fn run(context: Arc<Context>) {
 }
 
 async fn watch(kind: &'static Kind, context: Arc<Context>) {
-    let resource = resource(kind);
+    let resource = kind.resource();
     let api: Api<DynamicObject> = Api::all_with(context.client.clone(), &resource);
     Controller::new_with(api, watcher::Config::default(), resource)
         .trigger_backoff(Patience::new())
@@ -40,11 +39,6 @@ async fn watch(kind: &'static Kind, context: Arc<Context>) {
         )
         .for_each(async |_| {})
         .await;
-}
-
-fn resource(kind: &Kind) -> ApiResource {
-    let gvk = GroupVersionKind::gvk(kind.group, kind.storage, kind.name);
-    ApiResource::from_gvk_with_plural(&gvk, kind.plural)
 }
 
 async fn tell(object: Arc<DynamicObject>, kind: &'static Kind, context: Arc<Context>) -> Result<Requeue> {
@@ -61,7 +55,7 @@ async fn tell(object: Arc<DynamicObject>, kind: &'static Kind, context: Arc<Cont
     );
     conditions::set(&mut list, "Ready", false, REASON, &message, Timestamp::now());
     if list != before {
-        let resource = resource(kind);
+        let resource = kind.resource();
         let api: Api<DynamicObject> = match object.namespace() {
             Some(namespace) => Api::namespaced_with(context.client.clone(), &namespace, &resource),
             None => Api::all_with(context.client.clone(), &resource),

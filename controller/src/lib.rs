@@ -1,6 +1,7 @@
 //! The controller: virtual machines as pods.
 //!
 //! - [`crd`] are the kinds that it serves.
+//! - [`instancetype`] is what machines are made of beside their templates.
 //! - [`webhook`] completes and refuses objects before they are stored.
 //! - [`vm`] and [`vmi`] reconcile: a machine has an instance, an instance has a pod.
 //! - [`subresource`] is what people do to machines beside changing objects.
@@ -14,6 +15,7 @@ pub mod context;
 pub mod crd;
 pub mod error;
 pub mod install;
+pub mod instancetype;
 pub mod kubevirt;
 pub mod later;
 pub mod leader;

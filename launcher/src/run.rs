@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use nacelle_api::{FieldPath, Manifest, defaults, parse, support, validate_vm, validate_vmi};
+use nacelle_api::{
+    Cause, CauseKind, FieldPath, Manifest, VirtualMachineSpec, defaults, parse, support, validate_vm,
+    validate_vmi,
+};
 use nacelle_vmm::VmConfig;
 use nacelle_vmm::config::{HypervisorConfig, VsockHost};
 use nacelle_vmm::migrate::Cancel;
@@ -147,6 +150,23 @@ fn text(file: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// Instance types and preferences are objects of a cluster: a machine without them would be another one.
+fn needs_cluster(spec: &VirtualMachineSpec) -> Vec<Cause> {
+    let fields = [
+        ("spec.instancetype", spec.instancetype.is_some()),
+        ("spec.preference", spec.preference.is_some()),
+    ];
+    let named = fields.into_iter().filter(|(_, named)| *named);
+    let cause = |(field, _)| Cause {
+        kind: CauseKind::FieldValueNotSupported,
+        message: format!(
+            "{field} is an object of a cluster: run what `kubectl get --raw .../virtualmachines/NAME/expand-spec` says"
+        ),
+        field: FieldPath::new(field),
+    };
+    named.map(cause).collect()
+}
+
 /// Parses, completes, checks and plans, in KubeVirt's order.
 ///
 /// # Errors
@@ -159,7 +179,8 @@ pub fn read(manifest: &str, text: &str, args: &RunArgs) -> Result<Plan> {
     let (metadata, annotations, spec, causes, prefix) = match parsed {
         Manifest::VirtualMachine(mut vm) => {
             defaults::apply(&mut vm.spec.template.spec);
-            let causes = validate_vm(&vm);
+            let mut causes = needs_cluster(&vm.spec);
+            causes.extend(validate_vm(&vm));
             let template = vm.spec.template;
             let annotations = template.metadata.and_then(|metadata| metadata.annotations);
             (
@@ -362,4 +383,25 @@ pub(crate) fn vsock(plan: &Plan, name: &str) -> VsockHost {
         );
     }
     VsockHost::Unix(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use nacelle_api::vm::InstancetypeMatcher;
+
+    use super::*;
+
+    #[test]
+    fn what_only_a_cluster_has_is_not_passed_over() {
+        let mut spec = VirtualMachineSpec::default();
+        assert_eq!(needs_cluster(&spec), []);
+        spec.preference = Some(InstancetypeMatcher::default());
+        let causes = needs_cluster(&spec);
+        assert_eq!(causes.len(), 1);
+        assert!(
+            causes[0]
+                .message
+                .starts_with("spec.preference is an object of a cluster: run what")
+        );
+    }
 }

@@ -187,7 +187,7 @@ fn enable<const N: usize>(states: [&mut Option<FeatureState>; N]) {
 }
 
 /// Every disk is something, and every volume that a guest can see as a disk has one.
-fn disks(spec: &mut VirtualMachineInstanceSpec) {
+pub fn disks(spec: &mut VirtualMachineInstanceSpec) {
     let devices = &mut spec.domain.devices;
     let shown: BTreeSet<_> = (devices.disks.iter().map(|disk| disk.name.as_str()))
         .chain(

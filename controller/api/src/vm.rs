@@ -113,9 +113,35 @@ pub struct VirtualMachineStatus {
     /// Whether changed blocks are tracked.
     pub changed_block_tracking: Option<Freeform>,
     /// The instance type in use.
-    pub instancetype_ref: Option<Freeform>,
+    pub instancetype_ref: Option<InstancetypeStatusRef>,
     /// The preference in use.
-    pub preference_ref: Option<Freeform>,
+    pub preference_ref: Option<InstancetypeStatusRef>,
+}
+
+/// The instance type or preference in use.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstancetypeStatusRef {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its kind.
+    pub kind: Option<String>,
+    /// The ControllerRevision that holds it as it was at first use.
+    pub controller_revision_ref: Option<ControllerRevisionRef>,
+    /// The volume whose labels named it.
+    pub infer_from_volume: Option<String>,
+    /// What was to be done where the volume named none.
+    pub infer_from_volume_failure_policy: Option<String>,
+}
+
+/// Names a ControllerRevision.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ControllerRevisionRef {
+    /// Its name.
+    pub name: Option<String>,
 }
 
 /// A start or a stop that was asked for by the subresource API.

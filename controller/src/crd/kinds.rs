@@ -1,7 +1,8 @@
 //! Every kind that is served: names, versions, columns. KubeVirt's, to the letter: people and tools read them.
 
+use nacelle_api::instancetype::{self, Data};
 use nacelle_api::kubevirt::KubeVirt;
-use nacelle_api::{VirtualMachine, VirtualMachineInstance};
+use nacelle_api::{InstancetypeSpec, PreferenceSpec, VirtualMachine, VirtualMachineInstance};
 use schemars::Schema;
 
 /// A kind.
@@ -128,15 +129,21 @@ const BETA: Kind = Kind {
     ..CORE
 };
 
-/// Instance types and preferences: data that others refer to.
+/// Instance types: data that machines refer to.
 const INSTANCETYPE: Kind = Kind {
-    group: "instancetype.kubevirt.io",
+    group: instancetype::GROUP,
     versions: &["v1beta1"],
     storage: "v1beta1",
     deprecated: &[],
     status: false,
-    schema: Served::Data,
+    schema: Served::Typed(|| schemars::schema_for!(Data<InstancetypeSpec>)),
     ..CORE
+};
+
+/// Preferences: the same.
+const PREFERENCE: Kind = Kind {
+    schema: Served::Typed(|| schemars::schema_for!(Data<PreferenceSpec>)),
+    ..INSTANCETYPE
 };
 
 /// A kind of the group `backup.kubevirt.io`.
@@ -296,14 +303,14 @@ pub const KINDS: &[Kind] = &[
         name: "VirtualMachinePreference",
         plural: "virtualmachinepreferences",
         short: &["vmpref", "vmprefs", "vmp", "vmps"],
-        ..INSTANCETYPE
+        ..PREFERENCE
     },
     Kind {
         name: "VirtualMachineClusterPreference",
         plural: "virtualmachineclusterpreferences",
         short: &["vmcp", "vmcps"],
         scope: Scope::Cluster,
-        ..INSTANCETYPE
+        ..PREFERENCE
     },
     Kind {
         group: "migrations.kubevirt.io",

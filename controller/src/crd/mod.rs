@@ -8,7 +8,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinitionSpec, CustomResourceDefinitionVersion, CustomResourceSubresourceScale,
     CustomResourceSubresourceStatus, CustomResourceSubresources, CustomResourceValidation, JSONSchemaProps,
 };
-use kube::api::ObjectMeta;
+use kube::api::{ApiResource, ObjectMeta};
+use kube::core::GroupVersionKind;
 use serde_json::json;
 
 pub use kinds::{KINDS, Kind, Scope, Served};
@@ -19,6 +20,14 @@ pub use kinds::{KINDS, Kind, Scope, Served};
 /// A schema that the API server would not take: a defect of ours, which a test finds.
 pub fn all() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
     KINDS.iter().map(definition).collect()
+}
+
+impl Kind {
+    /// How the API server is asked for objects that are not typed here.
+    pub fn resource(&self) -> ApiResource {
+        let gvk = GroupVersionKind::gvk(self.group, self.storage, self.name);
+        ApiResource::from_gvk_with_plural(&gvk, self.plural)
+    }
 }
 
 fn definition(kind: &Kind) -> Result<CustomResourceDefinition, serde_json::Error> {

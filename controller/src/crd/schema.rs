@@ -27,8 +27,9 @@ pub(super) fn of(served: &Served) -> Value {
             let root = schema().to_value();
             let definitions = root.get("$defs").cloned().unwrap_or_default();
             for part in ["spec", "status"] {
-                let schema = root.pointer(&format!("/properties/{part}"));
-                properties.insert(part.to_owned(), structural(schema, &definitions));
+                if let Some(schema) = root.pointer(&format!("/properties/{part}")) {
+                    properties.insert(part.to_owned(), structural(Some(schema), &definitions));
+                }
             }
             object.extend(
                 root.get("description")

@@ -20,13 +20,14 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
-use nacelle_api::{VirtualMachine, VirtualMachineInstance};
+use nacelle_api::{Cause, VirtualMachine, VirtualMachineInstance};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::error::is;
+use crate::instancetype;
 use crate::server::Peer;
 use lifecycle::Change;
 use route::{Operation, Resource, Route, Target};
@@ -123,9 +124,9 @@ async fn answer(
     })?;
     authz::check(&context, &user, &route).await?;
     match route {
-        Route::ExpandSpec { .. } => {
+        Route::ExpandSpec { namespace } => {
             let vm: Value = body(request).await?;
-            expanded(&vm)
+            expanded(&context, vm, &namespace).await
         }
         Route::Object(target) => object(&context, target, request).await,
     }
@@ -186,7 +187,8 @@ async fn object(context: &Context, target: Target, request: Request) -> Result<R
         }
         Operation::ExpandSpec => {
             let (vm, _) = machine(context, &target).await?;
-            expanded(&serde_json::to_value(vm).map_err(|error| Refusal::internal(error.to_string()))?)
+            let vm = serde_json::to_value(vm).map_err(|error| Refusal::internal(error.to_string()))?;
+            expanded(context, vm, &target.namespace).await
         }
         Operation::Console => {
             let vmi = instance(context, &target).await?;
@@ -314,19 +316,38 @@ async fn apply(
     Ok(())
 }
 
-/// A machine with its instance type and preference written out; it has none, admission sees to that.
-fn expanded(vm: &Value) -> Result<Response, Refusal> {
-    let parsed = VirtualMachine::deserialize(vm).map_err(|error| {
+/// A machine with its instance type and preference written out, and no longer named.
+async fn expanded(context: &Context, mut object: Value, namespace: &str) -> Result<Response, Refusal> {
+    let mut vm = VirtualMachine::deserialize(&object).map_err(|error| {
         Refusal::bad_request(format!(
             "Can not unmarshal Request body to struct, error: {error}"
         ))
     })?;
-    if parsed.spec.instancetype.is_some() || parsed.spec.preference.is_some() {
-        return Err(Refusal::bad_request(
-            "instance types and preferences are not supported by this version of Nacelle",
-        ));
+    if vm.spec.instancetype.is_none() && vm.spec.preference.is_none() {
+        return Ok(Json(object).into_response());
     }
-    Ok(Json(vm).into_response())
+    // Whoever may ask in a namespace is told of what is in that one.
+    vm.metadata.namespace = Some(namespace.to_owned());
+    let refused = |causes: &[Cause]| {
+        let causes: Vec<_> = causes.iter().map(ToString::to_string).collect();
+        Refusal::bad_request(causes.join(", "))
+    };
+    let wrong = instancetype::matcher::check(&vm.spec, None);
+    if !wrong.is_empty() {
+        return Err(refused(&wrong));
+    }
+    let types = instancetype::types(&vm, context)
+        .await
+        .map_err(|cause| refused(&[cause]))?;
+    let masquerade = context.configuration().masquerade;
+    instancetype::expand(&mut vm, &types, masquerade).map_err(|causes| refused(&causes))?;
+    vm.spec.instancetype = None;
+    vm.spec.preference = None;
+    let spec = serde_json::to_value(&vm.spec).map_err(|error| Refusal::internal(error.to_string()))?;
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert("spec".to_owned(), spec);
+    }
+    Ok(Json(object).into_response())
 }
 
 /// Whether the method is one that this API has.

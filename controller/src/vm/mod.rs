@@ -22,9 +22,15 @@ pub use plan::{Run, Strategy};
 
 use crate::context::{Context, key};
 use crate::error::{Doing, Error, Result, absent_is_done, is};
+use crate::instancetype::{self, Pins};
 use crate::{VM_FINALIZER, VM_GENERATION};
 use plan::Action;
 use status::Found;
+
+/// Until an instance that could not be made is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+/// Fields of a machine's spec that its instance is made of.
+const MADE_OF: [&str; 3] = ["template", "instancetype", "preference"];
 
 /// Brings one machine a step nearer to what is wanted.
 ///
@@ -45,20 +51,30 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
 
     let now = Timestamp::now();
     let plan = plan::plan(&vm, vmi.as_ref(), now);
+    let pins = instancetype::pin(&vm, &context).await;
     let mut failure = None;
     let mut requeue = Requeue::await_change();
+    if let Err(error) = &pins {
+        // It may yet be made, which nobody tells us.
+        failure = Some(("FailedCreate", error.to_string()));
+        requeue = Requeue::requeue(RETRY);
+    }
     match plan.action {
         Action::Nothing => {}
         Action::Wait(wait) => requeue = Requeue::requeue(wait),
         Action::Create { paused } => {
             // Its creation is a change that brings us back here; a name that is taken is told by this alone.
-            if let Err(error) = create(&vm, paused, &context).await {
+            let made = match &pins {
+                Ok(pins) => create(&vm, pins, paused, &context).await,
+                Err(error) => Err(Error::Types(error.to_string())),
+            };
+            if let Err(error) = made {
                 let message = format!("Failed to create virtual machine instance {name}: {error}");
                 context
                     .event(&vm.object_ref(&()), true, "FailedCreate", &message)
                     .await;
                 failure = Some(("FailedCreate", error.to_string()));
-                requeue = Requeue::requeue(Duration::from_secs(10));
+                requeue = Requeue::requeue(RETRY);
             }
         }
         Action::Delete => {
@@ -68,7 +84,7 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
         }
     }
     // A start that could not be made is not done.
-    let plan = if failure.is_some() {
+    let plan = if failure.is_some() && matches!(plan.action, Action::Create { .. }) {
         plan::Plan {
             requests: vm
                 .status
@@ -87,6 +103,7 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
     let found = Found {
         vmi: vmi.as_ref(),
         plan: &plan,
+        pins: pins.as_ref().ok(),
         failure,
         changed,
     };
@@ -120,6 +137,7 @@ async fn leave(
             let found = Found {
                 vmi: Some(vmi),
                 plan: &plan,
+                pins: None,
                 failure: None,
                 changed: false,
             };
@@ -142,10 +160,11 @@ async fn leave(
     Ok(Requeue::await_change())
 }
 
-/// The instance that a run of the machine is.
+/// The instance that a run of the machine is; its template has everything that it is made of.
 fn instance(vm: &VirtualMachine, paused: bool) -> Option<VirtualMachineInstance> {
     let template = vm.spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = template.annotations.unwrap_or_default();
+    annotations.extend(instancetype::names(vm));
     annotations.insert(VM_GENERATION.to_owned(), vm.metadata.generation?.to_string());
     let mut spec = vm.spec.template.spec.clone();
     if paused {
@@ -170,9 +189,15 @@ fn revision(vm: &VirtualMachine, generation: &str) -> String {
     format!("revision-start-vm-{}-{generation}", vm.uid().unwrap_or_default())
 }
 
-async fn create(vm: &VirtualMachine, paused: bool, context: &Context) -> Result<()> {
+async fn create(vm: &VirtualMachine, pins: &Pins, paused: bool, context: &Context) -> Result<()> {
     let namespace = vm.namespace().unwrap_or_default();
-    let vmi = instance(vm, paused).ok_or(Error::Incomplete("generation"))?;
+    let types = instancetype::pinned(pins, &namespace, context).await?;
+    let mut expanded = vm.clone();
+    instancetype::expand(&mut expanded, &types, context.configuration().masquerade).map_err(|causes| {
+        let causes: Vec<_> = causes.iter().map(ToString::to_string).collect();
+        Error::Types(causes.join(", "))
+    })?;
+    let vmi = instance(&expanded, paused).ok_or(Error::Incomplete("generation"))?;
     let generation = vm.metadata.generation.unwrap_or_default();
     let record = ControllerRevision {
         metadata: ObjectMeta {
@@ -238,7 +263,8 @@ async fn delete(vm: &VirtualMachine, vmi: &VirtualMachineInstance, context: &Con
     Ok(())
 }
 
-/// Whether the template changed since the instance was made.
+/// Whether what the instance was made of changed since. What was recorded then is as people wrote it, so is what is now: an
+/// instance type that is written out differs from neither.
 async fn changed(vm: &VirtualMachine, vmi: &VirtualMachineInstance, context: &Context) -> Result<bool> {
     let Some(made_of) = vmi.annotations().get(VM_GENERATION) else {
         return Ok(false);
@@ -258,9 +284,9 @@ async fn changed(vm: &VirtualMachine, vmi: &VirtualMachineInstance, context: &Co
         .get_opt(&revision(vm, made_of))
         .await
         .doing("reading what the instance was made of")?;
-    let then = record.and_then(|record| record.data.0.pointer("/spec/template").cloned());
-    let now = serde_json::to_value(&vm.spec.template).map_err(|error| Error::Json("the template", error))?;
-    Ok(then.is_some_and(|then| then != now))
+    let then = record.and_then(|record| record.data.0.get("spec").cloned());
+    let now = serde_json::to_value(&vm.spec).map_err(|error| Error::Json("the machine", error))?;
+    Ok(then.is_some_and(|then| MADE_OF.iter().any(|field| then.get(field) != now.get(field))))
 }
 
 async fn report(vm: &VirtualMachine, found: &Found<'_>, now: Timestamp, context: &Context) -> Result<()> {
@@ -277,6 +303,8 @@ async fn report(vm: &VirtualMachine, found: &Found<'_>, now: Timestamp, context:
     for (field, empty) in [
         ("stateChangeRequests", status.state_change_requests.is_empty()),
         ("startFailure", status.start_failure.is_none()),
+        ("instancetypeRef", status.instancetype_ref.is_none()),
+        ("preferenceRef", status.preference_ref.is_none()),
     ] {
         if empty {
             fields.insert(field.to_owned(), Value::Null);

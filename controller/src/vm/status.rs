@@ -7,6 +7,7 @@ use nacelle_api::{VirtualMachine, VirtualMachineInstance};
 
 use super::plan::{Plan, Run, Strategy};
 use crate::VM_GENERATION;
+use crate::instancetype::Pins;
 
 /// Conditions of an instance that its machine shows too.
 const MIRRORED: [&str; 4] = ["AgentConnected", "LiveMigratable", "Paused", "Synchronized"];
@@ -17,6 +18,8 @@ pub struct Found<'a> {
     pub vmi: Option<&'a VirtualMachineInstance>,
     /// What was decided.
     pub plan: &'a Plan,
+    /// What the machine is made of beside its template, where that is known.
+    pub pins: Option<&'a Pins>,
     /// Why the decision could not be carried out.
     pub failure: Option<(&'static str, String)>,
     /// Whether the template is another than the instance was made of.
@@ -43,6 +46,10 @@ pub fn status(vm: &VirtualMachine, found: &Found<'_>, now: Timestamp) -> Virtual
                 .ok()
         })
         .or(vm.metadata.generation);
+    if let Some(pins) = found.pins {
+        status.instancetype_ref.clone_from(&pins.instancetype);
+        status.preference_ref.clone_from(&pins.preference);
+    }
     let list = &mut status.conditions;
     match vmi.and_then(|vmi| conditions::find(of(vmi), "Ready")) {
         Some(ready) => mirror(list, ready, now),
@@ -217,6 +224,7 @@ mod tests {
         let found = Found {
             vmi: None,
             plan: &plan,
+            pins: None,
             failure: None,
             changed: false,
         };
@@ -237,6 +245,7 @@ mod tests {
         let found = Found {
             vmi: Some(&running),
             plan: &plan,
+            pins: None,
             failure: Some(("FailedCreate", "why".into())),
             changed: true,
         };

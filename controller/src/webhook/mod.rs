@@ -15,11 +15,13 @@ use axum::{Json, Router};
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
 use kube::core::response::{Status, StatusCause, StatusDetails, StatusSummary};
-use nacelle_api::Cause;
+use nacelle_api::{Cause, VirtualMachine};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::configuration::Configuration;
 use crate::context::Context;
+use crate::instancetype::{self, Types};
 
 /// Causes that a message lists; the others are counted.
 const LISTED: usize = 10;
@@ -32,6 +34,8 @@ struct Question<'a> {
     ours: bool,
     /// What the administrator set.
     configuration: &'a Configuration,
+    /// The instance type and the preference that a machine names.
+    types: &'a Result<Types, Cause>,
 }
 
 /// What is answered to a question.
@@ -61,6 +65,14 @@ pub fn router(context: Arc<Context>) -> Router {
             post(|s, r| validating(s, r, validate::vmi)),
         )
         .route(
+            "/webhook/validate/instancetypes",
+            post(|s, r| validating(s, r, validate::instancetype)),
+        )
+        .route(
+            "/webhook/validate/preferences",
+            post(|s, r| validating(s, r, validate::preference)),
+        )
+        .route(
             "/webhook/validate/later",
             post(|s, r| validating(s, r, validate::later)),
         )
@@ -85,6 +97,8 @@ async fn mutating(
             old: old.as_ref(),
             ours: request.user_info.username.as_deref() == Some(&context.user),
             configuration: &context.configuration(),
+            // Nothing is filled in that depends on them.
+            types: &Ok(Types::default()),
         };
         let changed = match rule(&question) {
             Ok(changed) => changed,
@@ -102,6 +116,7 @@ async fn validating(
     Json(review): Review,
     rule: fn(&Question<'_>) -> Verdict,
 ) -> Review {
+    let types = types(&review, &context).await;
     answer(review, |request| {
         let response = AdmissionResponse::from(request);
         let Some((object, old)) = objects(request) else {
@@ -117,6 +132,7 @@ async fn validating(
             old: old.as_ref(),
             ours: request.user_info.username.as_deref() == Some(&context.user),
             configuration: &context.configuration(),
+            types: &types,
         });
         let mut response = if verdict.causes.is_empty() {
             response
@@ -126,6 +142,27 @@ async fn validating(
         response.warnings = (!verdict.warnings.is_empty()).then_some(verdict.warnings);
         response
     })
+}
+
+/// What a machine names, where it is a machine and its spec is new.
+async fn types(review: &AdmissionReview<DynamicObject>, context: &Context) -> Result<Types, Cause> {
+    let none = Ok(Types::default());
+    let Some((object, old)) = review.request.as_ref().and_then(objects) else {
+        return none;
+    };
+    let spec = |object: &Value| object.get("spec").cloned();
+    if object.get("kind").is_none_or(|kind| kind != "VirtualMachine")
+        || old.is_some_and(|old| spec(&old) == spec(&object))
+    {
+        return none;
+    }
+    match VirtualMachine::deserialize(&object) {
+        // What is wrong with the matchers themselves is told first.
+        Ok(vm) if instancetype::matcher::check(&vm.spec, None).is_empty() => {
+            instancetype::types(&vm, context).await
+        }
+        _ => none,
+    }
 }
 
 fn answer(

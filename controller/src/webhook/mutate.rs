@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::Question;
 use crate::configuration::Configuration;
+use crate::instancetype;
 use crate::{VM_FINALIZER, VMI_FINALIZER};
 
 /// User of the launcher's processes.
@@ -32,8 +33,12 @@ pub(super) fn vm(question: &Question<'_>) -> Result<Value, Cause> {
     let firmware = spec.domain.firmware.get_or_insert_with(Firmware::default);
     firmware.uuid.get_or_insert(random_uuid()?);
     firmware.serial.get_or_insert(random_uuid()?);
-    machine_type(spec, question.configuration);
-    spec.architecture.get_or_insert_with(|| "amd64".to_owned());
+    // A preference may prefer another; it is asked when the instance is made.
+    if vm.spec.preference.is_none() {
+        machine_type(spec, question.configuration);
+        spec.architecture.get_or_insert_with(|| "amd64".to_owned());
+    }
+    instancetype::matcher::defaults(&mut vm.spec);
     let mut out = replaced(question.object, "spec", &vm.spec)?;
     add_finalizer(&mut out, VM_FINALIZER);
     Ok(out)

@@ -4,11 +4,16 @@ use super::*;
 
 fn ask<'a>(object: &'a Value, old: Option<&'a Value>, ours: bool) -> Question<'a> {
     static DEFAULT: std::sync::LazyLock<Configuration> = std::sync::LazyLock::new(Configuration::default);
+    static NONE: Result<Types, Cause> = Ok(Types {
+        instancetype: None,
+        preference: None,
+    });
     Question {
         object,
         old,
         ours,
         configuration: &DEFAULT,
+        types: &NONE,
     }
 }
 
@@ -133,11 +138,12 @@ fn what_this_version_does_not_do_is_refused_and_what_differs_is_said() {
     assert_eq!(verdict.warnings.len(), 2, "{:?}", verdict.warnings);
     assert!(verdict.warnings[0].starts_with("spec.running is deprecated"));
     assert!(verdict.warnings[1].contains("disks[0] has no bus"));
-    object["spec"]["instancetype"] = json!({"name": "u1.small"});
+    object["spec"]["dataVolumeTemplates"] = json!([{"metadata": {"name": "d"}, "spec": {}}]);
     let verdict = validate::vm(&ask(&object, None, false));
+    let last = verdict.causes.last().unwrap();
     assert_eq!(
-        verdict.causes[0].message,
-        "spec.instancetype is not supported by this version of Nacelle"
+        last.message,
+        "spec.dataVolumeTemplates is not supported by this version of Nacelle"
     );
 }
 
@@ -156,4 +162,106 @@ fn a_refusal_lists_ten_causes_and_counts_the_others() {
     );
     assert_eq!(response.result.code, 422);
     assert_eq!(response.result.details.unwrap().causes[11].field, "spec[11]");
+}
+
+fn made_of(instancetype: &str, preference: &str) -> Result<Types, Cause> {
+    Ok(Types {
+        instancetype: Some(serde_saphyr::from_str(instancetype).unwrap()),
+        preference: Some(serde_saphyr::from_str(preference).unwrap()),
+    })
+}
+
+#[test]
+fn a_machine_is_judged_with_its_instance_type_and_preference_written_out() {
+    let mut object = vm();
+    object["spec"]["instancetype"] = json!({"name": "u1.small"});
+    object["spec"]["preference"] = json!({"name": "linux"});
+    let judged = |object: &Value, types: &Result<Types, Cause>| {
+        let question = Question {
+            types,
+            ..ask(object, None, false)
+        };
+        validate::vm(&question)
+    };
+    let small = "{cpu: {guest: 1}, memory: {guest: 64Mi}}";
+    let verdict = judged(&object, &made_of(small, "{}"));
+    assert_eq!(verdict.causes.len(), 1);
+    assert_eq!(
+        verdict.causes[0].message,
+        "VM field(s) spec.template.spec.domain.memory.guest conflicts with selected instance type"
+    );
+    // Without memory of its own it has the instance type's, and its disk the preferred bus.
+    object["spec"]["template"]["spec"]["domain"]["memory"] = json!(null);
+    let verdict = judged(&object, &made_of(small, "{devices: {preferredDiskBus: virtio}}"));
+    assert_eq!(verdict.causes, []);
+    assert!(
+        !verdict
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("has no bus"))
+    );
+    let verdict = judged(
+        &object,
+        &made_of(small, "{firmware: {preferredEfi: {secureBoot: false}}}"),
+    );
+    assert_eq!(
+        verdict.causes[0].message,
+        "spec.template.spec.domain.firmware.bootloader is not supported by this version of Nacelle, \
+         and the instance type or the preference sets it"
+    );
+    let verdict = judged(&object, &made_of(small, "{requirements: {cpu: {guest: 2}}}"));
+    assert_eq!(
+        verdict.causes[0].message,
+        "failure checking preference requirements: insufficient CPU resources of 1 vCPU provided by instance type, \
+         preference requires 2 vCPU"
+    );
+    let missing = Cause {
+        kind: nacelle_api::CauseKind::FieldValueNotFound,
+        message: "Failure to find instancetype: no".into(),
+        field: nacelle_api::FieldPath::new("spec.instancetype"),
+    };
+    assert_eq!(judged(&object, &Err(missing.clone())).causes, [missing]);
+}
+
+#[test]
+fn a_machine_that_names_no_kind_gets_the_cluster_wide_one() {
+    let mut object = vm();
+    object["spec"]["instancetype"] = json!({"name": "u1.small"});
+    object["spec"]["preference"] = json!({"name": "linux", "kind": "VirtualMachinePreference"});
+    let made = mutate::vm(&ask(&object, None, false)).unwrap();
+    assert_eq!(
+        made["spec"]["instancetype"]["kind"],
+        "virtualmachineclusterinstancetype"
+    );
+    assert_eq!(made["spec"]["preference"]["kind"], "VirtualMachinePreference");
+    // The preference may prefer a machine type.
+    assert_eq!(made["spec"]["template"]["spec"]["domain"].get("machine"), None);
+}
+
+#[test]
+fn an_instance_type_has_cpus_and_memory() {
+    let judged = |spec: Value| {
+        let object = json!({"kind": "VirtualMachineInstancetype", "spec": spec});
+        let verdict = validate::instancetype(&ask(&object, None, false));
+        let causes: Vec<_> = verdict.causes.iter().map(ToString::to_string).collect();
+        causes.join("|")
+    };
+    let memory = json!({"guest": "1Gi"});
+    assert_eq!(judged(json!({"cpu": {"guest": 1}, "memory": memory})), "");
+    assert_eq!(
+        judged(json!({"cpu": {"guest": 0}, "memory": memory})),
+        "spec.cpu.guest must be at least 1"
+    );
+    assert_eq!(
+        judged(json!({"cpu": {"guest": 1}, "memory": {"guest": "1Gi", "overcommitPercent": 101}})),
+        "spec.memory.overcommitPercent '101': must be in range between 0 and 100."
+    );
+    assert_eq!(
+        judged(json!({"cpu": {"guest": 1},
+            "memory": {"guest": "1Gi", "overcommitPercent": 5, "hugepages": {"pageSize": "2Mi"}}})),
+        "spec.memory.overcommitPercent and spec.memory.hugepages should not be requested together."
+    );
+    assert!(
+        judged(json!({"cpu": {"guest": 1}, "memory": {"guest": "much"}})).starts_with("spec.memory.guest")
+    );
 }

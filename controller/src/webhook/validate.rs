@@ -1,22 +1,25 @@
 //! What is refused.
 
-use nacelle_api::VirtualMachineInstanceSpec;
+use nacelle_api::instancetype::Data;
 use nacelle_api::validate::{validate_vm, validate_vmi, vm_warnings};
-use nacelle_api::{Cause, CauseKind, FieldPath, VirtualMachine, VirtualMachineInstance, defaults, support};
+use nacelle_api::{
+    Cause, CauseKind, FieldPath, InstancetypeSpec, PreferenceSpec, VirtualMachine, VirtualMachineInstance,
+    VirtualMachineInstanceSpec, VirtualMachineSpec, defaults, quantity, support,
+};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::mutate::read;
 use super::{Question, Verdict};
+use crate::instancetype;
+
+/// Where a machine's template is.
+const TEMPLATE: &str = "spec.template.spec";
 
 pub(super) fn vm(question: &Question<'_>) -> Verdict {
     let mut vm: VirtualMachine = match read(question.object) {
         Ok(vm) => vm,
-        Err(cause) => {
-            return Verdict {
-                causes: vec![cause],
-                ..Verdict::default()
-            };
-        }
+        Err(cause) => return refused(cause),
     };
     // Status is written apart: an update that leaves the spec alone is not held up by rules that came later.
     if question
@@ -26,27 +29,108 @@ pub(super) fn vm(question: &Question<'_>) -> Verdict {
         return Verdict::default();
     }
     let mut warnings = vm_warnings(&vm.spec);
+    let own = support(&vm.spec.template.spec, &FieldPath::new(TEMPLATE)).unsupported;
+    if let Err(causes) = expand(&mut vm, question) {
+        return Verdict { causes, warnings };
+    }
     defaults::apply(&mut vm.spec.template.spec);
     let mut causes = validate_vm(&vm);
     causes.extend(not_yet(&vm));
-    instance(
-        &vm.spec.template.spec,
-        "spec.template.spec",
-        &mut causes,
-        &mut warnings,
-    );
+    if let Ok(types) = question.types {
+        causes.extend(instancetype::requirements(&vm, types));
+    }
+    let before = causes.len();
+    instance(&vm.spec.template.spec, TEMPLATE, &mut causes, &mut warnings);
+    // Who looks for the field in the manifest should know where it comes from.
+    for cause in causes
+        .iter_mut()
+        .skip(before)
+        .filter(|cause| !own.contains(cause))
+    {
+        if vm.spec.instancetype.is_some() || vm.spec.preference.is_some() {
+            cause
+                .message
+                .push_str(", and the instance type or the preference sets it");
+        }
+    }
     Verdict { causes, warnings }
+}
+
+/// The machine with its instance type and preference written out, or why that cannot be.
+fn expand(vm: &mut VirtualMachine, question: &Question<'_>) -> Result<(), Vec<Cause>> {
+    let old = question.old.and_then(|old| old.get("spec"));
+    let old = old.and_then(|old| VirtualMachineSpec::deserialize(old).ok());
+    let causes = instancetype::matcher::check(&vm.spec, old.as_ref());
+    if !causes.is_empty() {
+        return Err(causes);
+    }
+    match question.types {
+        Ok(types) => instancetype::expand(vm, types, question.configuration.masquerade),
+        Err(cause) => Err(vec![cause.clone()]),
+    }
+}
+
+pub(super) fn instancetype(question: &Question<'_>) -> Verdict {
+    let data: Data<InstancetypeSpec> = match read(question.object) {
+        Ok(data) => data,
+        Err(cause) => return refused(cause),
+    };
+    let mut causes = Vec::new();
+    let cpus = data.spec.cpu.guest;
+    if cpus == 0 {
+        causes.push(invalid(
+            "spec.cpu.guest",
+            "spec.cpu.guest must be at least 1".to_owned(),
+        ));
+    }
+    if let Err(error) = quantity::whole(&data.spec.memory.guest) {
+        causes.push(invalid("spec.memory.guest", format!("spec.memory.guest {error}")));
+    }
+    let field = "spec.memory.overcommitPercent";
+    let percent = data.spec.memory.overcommit_percent.unwrap_or(0);
+    if !(0..=100).contains(&percent) {
+        let message = format!("{field} '{percent}': must be in range between 0 and 100.");
+        causes.push(invalid(field, message));
+    }
+    if percent != 0 && data.spec.memory.hugepages.is_some() {
+        let message = format!("{field} and spec.memory.hugepages should not be requested together.");
+        causes.push(invalid(field, message));
+    }
+    Verdict {
+        causes,
+        ..Verdict::default()
+    }
+}
+
+pub(super) fn preference(question: &Question<'_>) -> Verdict {
+    match read::<Data<PreferenceSpec>>(question.object) {
+        Ok(data) => {
+            let (causes, warnings) = instancetype::check_preference(&data.spec);
+            Verdict { causes, warnings }
+        }
+        Err(cause) => refused(cause),
+    }
+}
+
+fn refused(cause: Cause) -> Verdict {
+    Verdict {
+        causes: vec![cause],
+        ..Verdict::default()
+    }
+}
+
+fn invalid(field: &str, message: String) -> Cause {
+    Cause {
+        kind: CauseKind::FieldValueInvalid,
+        message,
+        field: FieldPath::new(field),
+    }
 }
 
 pub(super) fn vmi(question: &Question<'_>) -> Verdict {
     let vmi: VirtualMachineInstance = match read(question.object) {
         Ok(vmi) => vmi,
-        Err(cause) => {
-            return Verdict {
-                causes: vec![cause],
-                ..Verdict::default()
-            };
-        }
+        Err(cause) => return refused(cause),
     };
     if question.ours {
         return Verdict::default();
@@ -110,20 +194,15 @@ fn instance(
 
 fn not_yet(vm: &VirtualMachine) -> Vec<Cause> {
     let spec = &vm.spec;
-    let fields = [
-        ("spec.instancetype", spec.instancetype.is_some()),
-        ("spec.preference", spec.preference.is_some()),
-        ("spec.dataVolumeTemplates", !spec.data_volume_templates.is_empty()),
-    ];
-    let mut causes: Vec<_> = fields
-        .into_iter()
-        .filter(|(_, set)| *set)
-        .map(|(field, _)| Cause {
+    let mut causes = Vec::new();
+    if !spec.data_volume_templates.is_empty() {
+        let field = FieldPath::new("spec.dataVolumeTemplates");
+        causes.push(Cause {
             kind: CauseKind::FieldValueNotSupported,
             message: format!("{field} is not supported by this version of Nacelle"),
-            field: FieldPath::new(field),
-        })
-        .collect();
+            field,
+        });
+    }
     if spec.run_strategy.as_deref() == Some("WaitAsReceiver") {
         causes.push(Cause {
             kind: CauseKind::FieldValueNotSupported,

@@ -30,7 +30,8 @@ fn what_is_wrong_in_a_manifest_is_said_in_kubevirts_words() {
         (wrong("terminationGracePeriodSeconds: 5", "evictionStrategy: Never"), "is set with an unrecognized option: Never"),
         (wrong("cloudInitNoCloud: {userData: '#cloud-config'}", "cloudInitNoCloud: {userData: a, userDataBase64: YQ==}"), "only one"),
         (wrong("networks: [{name: default, pod: {}}]", "networks: [{name: other, pod: {}}]"), "not found"),
-        (wrong("  template:", "  instancetype: {name: u1.small}\n  template:"), "spec.instancetype is not supported by this version of Nacelle"),
+        (wrong("  template:", "  instancetype: {name: nobodys}\n  template:"), "Failure to find instancetype: virtualmachineclusterinstancetypes.instancetype.kubevirt.io \"nobodys\" not found"),
+        (wrong("  template:", "  preference: {inferFromVolume: scratch}\n  template:"), "spec.preference.inferFromVolume is not supported by this version of Nacelle"),
     ];
     for (manifest, message) in table {
         let said = me.refused(&manifest);

@@ -74,9 +74,14 @@ fn compare(theirs: &Value, ours: &Value, path: &str, found: &mut BTreeSet<String
 fn every_field_of_kubevirt_is_known_and_every_difference_is_written_down() {
     let here = Namespace::new("schema");
     let mut found = BTreeSet::new();
-    for kind in ["virtualmachine", "virtualmachineinstance"] {
+    for (kind, group) in [
+        ("virtualmachine", "kubevirt.io"),
+        ("virtualmachineinstance", "kubevirt.io"),
+        ("virtualmachineinstancetype", "instancetype.kubevirt.io"),
+        ("virtualmachinepreference", "instancetype.kubevirt.io"),
+    ] {
         let theirs = upstream(kind);
-        let crd = here.admin.get("crd", &format!("{kind}s.kubevirt.io"));
+        let crd = here.admin.get("crd", &format!("{kind}s.{group}"));
         let ours = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         for part in ["spec", "status"] {
             let mut differences = BTreeSet::new();

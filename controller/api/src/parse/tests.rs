@@ -401,7 +401,9 @@ fn everything_is_everything() {
     // A manifest has no status.
     let status = [
         "Condition",
+        "ControllerRevisionRef",
         "CpuTopology",
+        "InstancetypeStatusRef",
         "PhaseTransition",
         "StartFailure",
         "StateChangeRequest",
