@@ -8,7 +8,7 @@ use support::{Namespace, Person, machine};
 /// In every namespace, not in the test's own, which comes before it.
 const EVERYWHERE: &str = "--namespace=";
 
-/// Kinds that nothing works on, of which somebody may have stored objects.
+/// Kinds that run nothing, of which somebody may have stored objects.
 const STORED: &str = "virtualmachineinstancepresets,virtualmachineinstancetypes,virtualmachineclusterinstancetypes,\
     virtualmachinepreferences,virtualmachineclusterpreferences";
 
