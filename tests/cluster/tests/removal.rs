@@ -35,6 +35,14 @@ fn who_removes_it_finds_nothing_left() {
         "--wait",
         "--timeout=180s",
     ]);
+    // The controller makes it, a moment after it runs.
+    me.kubectl(&[
+        "wait",
+        "kubevirt/kubevirt",
+        "--namespace=nacelle",
+        "--for=create",
+        "--timeout=60s",
+    ]);
     let deployed = "--for=jsonpath={.status.phase}=Deployed";
     me.kubectl(&[
         "wait",
