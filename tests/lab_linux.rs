@@ -10,26 +10,38 @@ use std::os::fd::FromRawFd;
 use nacelle_vmm::config::{CpuConfig, DeviceKind, NetConfig, PageSize, VsockConfig, VsockHost};
 use support::{Guest, Namespace, config, device, tap};
 
-fn free_huge_pages() -> u64 {
-    read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
+/// Free pages of this size, in KiB.
+fn free_huge_pages(size: u64) -> u64 {
+    let free = format!("/sys/kernel/mm/hugepages/hugepages-{size}kB/free_hugepages");
+    read_to_string(free).unwrap().trim().parse().unwrap()
 }
 
 #[test]
 #[ignore = "needs the lab: tests/lab/guests"]
-fn a_guest_lives_in_huge_pages() {
-    let free = free_huge_pages();
+fn a_guest_lives_in_pages_of_2_mib() {
+    let free = free_huge_pages(2048);
     let mut config = config();
     config.memory.pages = PageSize::Huge2M;
     let guest = Guest::boot(config);
     guest.run("echo alive");
-    let used = free - free_huge_pages();
-    assert!(used > 20, "{used} huge pages used");
+    let used = free - free_huge_pages(2048);
+    assert!(used > 20, "{used} pages used");
     drop(guest);
-    assert_eq!(free_huge_pages(), free);
+    assert_eq!(free_huge_pages(2048), free);
+}
+
+#[test]
+#[ignore = "needs the lab: tests/lab/guests"]
+fn a_guest_lives_in_a_page_of_1_gib() {
+    let free = free_huge_pages(1 << 20);
+    let mut config = config();
+    config.memory.size = 1 << 30;
+    config.memory.pages = PageSize::Huge1G;
+    let guest = Guest::boot(config);
+    guest.run("echo alive");
+    assert_eq!(free_huge_pages(1 << 20), free - 1);
+    drop(guest);
+    assert_eq!(free_huge_pages(1 << 20), free);
 }
 
 #[test]

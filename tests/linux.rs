@@ -214,6 +214,31 @@ fn a_guest_finds_its_devices_on_virtio_mmio_too() {
 }
 
 #[test]
+fn a_guest_that_stops_feeding_its_watchdog_is_told_of_and_its_next_life_finds_why() {
+    let watched = || {
+        let mut config = config();
+        config.watchdog = true;
+        config
+    };
+    let guest = Guest::boot(watched());
+    let why = "cat /sys/class/watchdog/watchdog0/bootstatus";
+    assert_eq!(guest.run(why), "0");
+    guest.run("watchdog -t 1 -T 8 /dev/watchdog");
+    // It is fed elsewhere, too, and stays as it was set.
+    let mut guest = guest.moved_to(watched());
+    assert_eq!(guest.run("cat /sys/class/watchdog/watchdog0/timeout"), "8");
+    assert!(guest.events.try_recv().is_err());
+
+    guest.run("kill -9 $(pidof watchdog)");
+    assert!(matches!(guest.event(), VmEvent::Watchdog));
+    let from = guest.said.len();
+    guest.vm.reset().unwrap();
+    guest.wait_for_shell(from);
+    const CARD_RESET: &str = "32";
+    assert_eq!(guest.run(why), CARD_RESET);
+}
+
+#[test]
 fn a_saved_guest_goes_on_in_another_machine() {
     let file = empty_disk(8);
     let machine = || {

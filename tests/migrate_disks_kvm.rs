@@ -7,11 +7,12 @@ mod support;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
 
 use nacelle_vmm::config::{DeviceKind, Transport};
-use nacelle_vmm::migrate::Phase;
-use nacelle_vmm::{Error, Vm, VmEvent};
-use support::migration::Route;
+use nacelle_vmm::migrate::{OnTimeout, Phase};
+use nacelle_vmm::{Error, Vm, VmConfig, VmEvent};
+use support::migration::{Route, gave_up};
 use support::payload::{Payload, pattern, with};
 use support::{device, disk, empty_disk};
 use vmm_sys_util::tempfile::TempFile;
@@ -146,6 +147,68 @@ fn a_disk_that_the_target_does_not_share_goes_along_while_it_is_written() {
     assert!(here.as_file().metadata().unwrap().blocks() * 512 < 32 << 20);
 }
 
+/// A machine that writes to its disk without end.
+fn writes_to(file: &TempFile) -> VmConfig {
+    let devices = vec![device("root", disk(file.as_path()))];
+    with(Transport::Pci, "blk-stream=1000000", devices)
+}
+
+/// It runs, and its disk is full of what it wrote.
+fn writing_to(file: &TempFile) -> Payload {
+    let mut guest = Payload::boot(writes_to(file));
+    while guest.ok("blk-stream") != "16" {}
+    guest
+}
+
+/// It goes on writing.
+fn writes_on(guest: &mut Payload) {
+    let before = last_round(guest);
+    while guest.ok("blk-stream").parse::<u64>().unwrap() <= before {}
+}
+
+/// It ends, and all that it wrote is in its disk.
+fn ends_with_all_in(disk: &TempFile, mut guest: Payload) {
+    guest.type_text("q");
+    let rounds = guest.ok("streamed").parse().unwrap();
+    guest.end();
+    has_all(disk, rounds);
+}
+
+#[test]
+fn a_disk_that_takes_longer_than_all_may_ends_as_was_chosen() {
+    let (mut here, mut there) = (empty_disk(8), empty_disk(8));
+    let mut guest = writing_to(&here);
+    // Alone the disk, which is full, would take 8 s at this bandwidth.
+    const WHOLE: u64 = 7;
+    let route = |mebibytes: u64, end| {
+        let mut route = Route::with(|options| {
+            options.bandwidth = Some(mebibytes << 20);
+            options.limits.downtime = Duration::from_millis(10);
+            options.limits.timeout = Duration::from_secs(1);
+            options.limits.on_timeout = end;
+        });
+        route.copied = vec!["root".into()];
+        route
+    };
+    let (sent, received);
+    (guest, sent, received) = guest.migrate(writes_to(&there), &route(1, OnTimeout::Cancel));
+    gave_up(&sent, &received, WHOLE);
+    // A disk cannot follow: all of it is sent before a guest that goes ahead.
+    for (mebibytes, end) in [(1, OnTimeout::Finish), (4, OnTimeout::PostCopy)] {
+        let route = route(mebibytes, end);
+        let report;
+        (guest, report) = guest.moved(writes_to(&there), &route);
+        println!("{end:?}: {report:?}");
+        let ahead = end == OnTimeout::PostCopy;
+        assert_eq!(route.entered(Phase::Serve, true), ahead, "{end:?}");
+        let first = *route.source.rounds.lock().unwrap().first().unwrap();
+        assert!(ahead || first.elapsed < Duration::from_secs(WHOLE), "{first:?}");
+        std::mem::swap(&mut here, &mut there);
+        writes_on(&mut guest);
+    }
+    ends_with_all_in(&here, guest);
+}
+
 /// The last round that the guest is known to have done.
 fn last_round(guest: &Payload) -> u64 {
     let said = guest.said();
@@ -160,12 +223,7 @@ fn last_round(guest: &Payload) -> u64 {
 #[test]
 fn whatever_the_phase_in_which_the_connection_breaks_a_disk_that_goes_along_is_whole_where_its_guest_runs() {
     let (mut here, mut there) = (empty_disk(8), empty_disk(8));
-    let machine = |file: &TempFile| {
-        let devices = vec![device("root", disk(file.as_path()))];
-        with(Transport::Pci, "blk-stream=1000000", devices)
-    };
-    let mut guest = Payload::boot(machine(&here));
-    while guest.ok("blk-stream") != "16" {}
+    let mut guest = writing_to(&here);
     let attempts = [true, false].into_iter();
     for (source, &phase) in attempts.flat_map(|source| Phase::ALL.iter().map(move |phase| (source, phase))) {
         let route = Route {
@@ -173,7 +231,7 @@ fn whatever_the_phase_in_which_the_connection_breaks_a_disk_that_goes_along_is_w
             ..Route::verified()
         };
         let (sent, received);
-        (guest, sent, received) = guest.migrate(machine(&there), &route.cut_in(phase, source));
+        (guest, sent, received) = guest.migrate(writes_to(&there), &route.cut_in(phase, source));
         let what = format!("{phase:?} of the source {source}: {sent:?}, {received:?}");
         println!("{what}");
         match (sent, received) {
@@ -185,13 +243,9 @@ fn whatever_the_phase_in_which_the_connection_breaks_a_disk_that_goes_along_is_w
         }
         assert!(is_locked(here.as_file()), "{what}");
         assert!(!is_locked(there.as_file()), "{what}");
-        let before = last_round(&guest);
-        while guest.ok("blk-stream").parse::<u64>().unwrap() <= before {}
+        writes_on(&mut guest);
     }
-    guest.type_text("q");
-    let rounds = guest.ok("streamed").parse().unwrap();
-    guest.end();
-    has_all(&here, rounds);
+    ends_with_all_in(&here, guest);
 }
 
 /// Whether somebody writes a disk.

@@ -4,13 +4,14 @@
 
 mod support;
 
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use nacelle_vmm::Error;
-use nacelle_vmm::config::Transport;
+use nacelle_vmm::config::{Base, CpuFeatures, Policy, Transport};
 use nacelle_vmm::migrate::{Compression, OnTimeout, Phase};
 use nacelle_vmm::vcpu::profile::Profile;
-use support::migration::{Route, Side};
+use nacelle_vmm::{Error, Vm, VmEvent};
+use support::migration::{Route, Side, gave_up};
 use support::payload::{Payload, config, over_both_transports, with};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
@@ -320,19 +321,22 @@ fn a_guest_that_writes_faster_than_the_link_is_slowed_down_until_it_fits() {
     guest.end();
 }
 
+/// A way of so many MiB a second, on which a guest that writes more does not come in time.
+fn too_slow(mebibytes: u64, seconds: u64, end: OnTimeout) -> Route {
+    Route::with(|options| {
+        options.bandwidth = Some(mebibytes << 20);
+        options.compression = Compression::Never;
+        options.limits.downtime = Duration::from_millis(10);
+        options.limits.timeout = Duration::from_secs(seconds);
+        options.limits.on_timeout = end;
+        options.limits.auto_converge = false;
+    })
+}
+
 #[test]
 fn what_does_not_converge_in_time_ends_as_was_chosen() {
     let mut guest = writing(4000);
-    let route = |end| {
-        Route::with(|options| {
-            options.bandwidth = Some(20 << 20);
-            options.compression = Compression::Never;
-            options.limits.downtime = Duration::from_millis(10);
-            options.limits.timeout = Duration::from_secs(2);
-            options.limits.on_timeout = end;
-            options.limits.auto_converge = false;
-        })
-    };
+    let route = |end| too_slow(20, 2, end);
     let (sent, received);
     (guest, sent, received) = guest.migrate(same(4000), &route(OnTimeout::Cancel));
     let error = sent.unwrap_err().to_string();
@@ -356,14 +360,7 @@ fn what_does_not_converge_in_time_ends_as_was_chosen() {
 #[test]
 fn a_guest_that_does_not_converge_in_time_goes_on_there_and_its_memory_follows() {
     let guest = writing(4000);
-    let route = Route::with(|options| {
-        options.bandwidth = Some(20 << 20);
-        options.compression = Compression::Never;
-        options.limits.downtime = Duration::from_millis(10);
-        options.limits.timeout = Duration::from_secs(1);
-        options.limits.on_timeout = OnTimeout::PostCopy;
-        options.limits.auto_converge = false;
-    });
+    let route = too_slow(20, 1, OnTimeout::PostCopy);
     let (mut guest, report) = guest.moved(same(4000), &route);
     println!("{report:?}");
     assert!(route.source.seen.lock().unwrap().contains(&Phase::Serve));
@@ -371,6 +368,34 @@ fn a_guest_that_does_not_converge_in_time_goes_on_there_and_its_memory_follows()
     // It has all of its memory, and can move again.
     let (mut guest, _) = guest.moved(same(4000), &Route::verified());
     is_well(&mut guest);
+    guest.type_text("q");
+    guest.end();
+}
+
+#[test]
+fn a_round_that_takes_longer_than_all_may_ends_in_its_midst_as_was_chosen() {
+    let mut guest = writing(4000);
+    // The first round alone would take so many seconds.
+    const WHOLE: u64 = 15;
+    let route = |end| too_slow(1, 1, end);
+    let (sent, received);
+    (guest, sent, received) = guest.migrate(same(4000), &route(OnTimeout::Cancel));
+    gave_up(&sent, &received, WHOLE);
+    is_well(&mut guest);
+    for end in [OnTimeout::Finish, OnTimeout::PostCopy] {
+        let route = route(end);
+        let report;
+        (guest, report) = guest.moved(same(4000), &route);
+        println!("{end:?}: {report:?}");
+        let first = *route.source.rounds.lock().unwrap().first().unwrap();
+        assert!(first.elapsed < Duration::from_secs(WHOLE), "{end:?}: {first:?}");
+        assert_eq!(
+            route.entered(Phase::Serve, true),
+            end == OnTimeout::PostCopy,
+            "{end:?}"
+        );
+        is_well(&mut guest);
+    }
     guest.type_text("q");
     guest.end();
 }
@@ -410,12 +435,45 @@ fn the_generation_id_changes_with_a_snapshot_and_not_with_a_migration() {
     guest.end();
 }
 
+/// What the least of all processors has.
+const V1: &str = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 syscall nx lm";
+
+#[test]
+fn a_guest_is_shown_what_it_is_to_see() {
+    let shown = |policies: &[(&str, Policy)], base| {
+        let policies = policies
+            .iter()
+            .map(|(name, policy)| ((*name).to_owned(), *policy));
+        let mut machine = same(10);
+        machine.cpu_features = CpuFeatures {
+            base,
+            policies: policies.collect(),
+        };
+        let mut vm = Vm::build(machine, channel::<VmEvent>().0)?;
+        vm.start()?;
+        vm.pause()?;
+        // As the hypervisor has it.
+        Ok::<_, Error>(Profile::of(&vm.save()?.vcpus[0].cpuid))
+    };
+    let whole = shown(&[], Base::Host).unwrap();
+    let named = shown(&[("cx16", Policy::Disable)], Base::Named).unwrap();
+    assert!(whole.has("cx16") && !named.has("cx16") && named.has("sse2"));
+    assert!(named.names().all(|name| whole.has(name) && Profile::knows(name)));
+    let base = || Base::Only(V1.split_whitespace().collect());
+    let more = shown(&[("cx16", Policy::Require), ("gfni", Policy::Optional)], base()).unwrap();
+    assert!(more.has("cx16") && more.has("gfni") == whole.has("gfni"));
+    assert!(shown(&[("cx16", Policy::Forbid)], base()).is_err());
+}
+
 #[test]
 fn a_guest_goes_on_seeing_the_processor_that_it_was_shown() {
     let modest = || {
         let mut machine = same(100);
         // All that software KVM has, but for cx16.
-        machine.cpu_model = Some("x86-64-v1".into());
+        machine.cpu_features = CpuFeatures {
+            base: Base::Only(V1.split_whitespace().collect()),
+            ..CpuFeatures::default()
+        };
         machine
     };
     let mut guest = Payload::boot(modest());

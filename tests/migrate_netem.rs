@@ -11,10 +11,10 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use nacelle_launcher::migrate::Plan;
 use nacelle_launcher::migrate::address::Address;
 use nacelle_launcher::migrate::stream::{Connector, Listener};
 use nacelle_launcher::migrate::tls::Files;
+use nacelle_launcher::migrate::{Credentials, Plan};
 use nacelle_vmm::migrate::{Cancel, Options, receive, send};
 use nacelle_vmm::{Vm, VmEvent};
 use support::link::{THERE, between};
@@ -75,7 +75,7 @@ fn crosses(shape: &'static str, options: Options) {
     let target = move || {
         let cancel = Cancel::new();
         let at = format!("{THERE}:0").parse().unwrap();
-        let listener = Listener::bind(&at, || Ok(there), cancel.clone()).unwrap();
+        let listener = Listener::bind(&at, || there.server(), cancel.clone()).unwrap();
         addresses.send(listener.address().parse().unwrap()).unwrap();
         let (sender, events) = channel();
         let mut accept = || listener.accept();
@@ -88,7 +88,7 @@ fn crosses(shape: &'static str, options: Options) {
     let source = move || {
         let connector = Connector::new(&Plan {
             to: address.recv().unwrap(),
-            tls: Some(files),
+            tls: Some(Credentials::Files(files)),
             options: options.clone(),
             copied: Vec::new(),
         });

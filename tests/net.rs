@@ -23,6 +23,7 @@ fn on_masquerade(story: impl FnOnce(NetConfig) + Send + 'static) {
         let net = Net {
             name: "default".into(),
             binding: Binding::Masquerade {
+                ipv6: None,
                 ipv4: DEFAULT_NETWORK,
                 ports: Vec::new(),
             },

@@ -24,6 +24,35 @@ fn a_bare_metal_guest_sees_its_memory_and_powers_off() {
     guest.end();
 }
 
+/// What the kernel says of this process's threads with that name.
+fn threads(name: &str) -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok());
+    let named = format!("Name:\t{name}\n");
+    statuses.filter(|status| status.starts_with(&named)).collect()
+}
+
+#[test]
+fn the_threads_that_a_guest_reaches_are_confined() {
+    let mut guest = Payload::boot(with(
+        Transport::Pci,
+        "serve",
+        vec![device("rng", DeviceKind::Rng)],
+    ));
+    guest.ok("serving");
+    for name in ["vcpu0", "io0"] {
+        let threads = threads(name);
+        assert!(!threads.is_empty(), "no thread {name}");
+        for status in threads {
+            for line in ["CapPrm:\t0000000000000000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"] {
+                assert!(status.contains(line), "{line} is not in {status}");
+            }
+        }
+    }
+    guest.type_text("bye\n");
+    guest.end();
+}
+
 #[test]
 fn what_is_typed_on_the_serial_line_is_heard_and_answered() {
     let mut guest = Payload::boot(config("serve"));

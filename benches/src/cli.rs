@@ -26,6 +26,8 @@ Examples:
       one kind of disk, more of it
   nacelle-bench migrate --peer qemu-microvm --link 50 --runs 1
       a guest that moves over a link of 50 Mbit/s, idle and writing
+  nacelle-bench boot --lab --debian --memory 256 --peer nacelle-slim
+      Debian's stock kernel, on a complete KVM
   nacelle-bench boot blk --lab
       in the lab, where time is the number of instructions executed: the same figures every time
 
@@ -67,6 +69,15 @@ pub struct Cli {
     /// 50]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub link: Option<u32>,
+    /// How fast the guest of migrate writes at each of its moves, in percent of what the link carries, by commas
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0,65,90",
+        value_name = "PERCENT,..."
+    )]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=1000))]
+    pub loads: Vec<u32>,
     /// Disks of blk, by commas [default: all that can be]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,...")]
     pub disks: Vec<DiskKind>,
@@ -85,6 +96,10 @@ pub struct Cli {
     /// Seconds after which a measure begins no further run; one of each monitor is taken in any case
     #[arg(long, default_value = "240", value_parser = seconds, value_name = "SECONDS")]
     pub measure_limit: Duration,
+    /// Debian's stock kernel instead of the small one: what it has takes more memory, so give --memory 256. QEMU's microvm does
+    /// not boot it
+    #[arg(long, conflicts_with_all = ["kernel", "initrd"])]
+    pub debian: bool,
     /// Another kernel than the small one of tests/guest: an ELF vmlinux with virtio drivers built in
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,

@@ -28,21 +28,29 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The files that were named, else those of this source tree, which are built where they are not there yet.
+    /// The files that were named, else those of this source tree, `debian`'s or the small kernel's, which are built where they
+    /// are not there yet.
     ///
     /// # Errors
     /// When they are not there or cannot be built.
-    pub fn find(kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Guest> {
+    pub fn find(debian: bool, kernel: Option<&Path>, initrd: Option<&Path>) -> Result<Guest> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let made = match debian {
+            true => Some(PathBuf::from(script(&root.join("guest/debian"))?)),
+            false => None,
+        };
+        let of_debian = |name: &str| made.as_ref().map(|made| made.join(name));
+        let kernel = kernel.map(Path::to_owned).or_else(|| of_debian("vmlinux"));
+        let initrd = initrd.map(Path::to_owned).or_else(|| of_debian("initrd"));
         let kernel = match kernel {
-            Some(kernel) => kernel.to_owned(),
+            Some(kernel) => kernel,
             None => match std::env::var_os("LINUX_SMALL_VMLINUX") {
                 Some(kernel) => kernel.into(),
                 None => Path::new(&script(&root.join("../tests/guest/linux"))?).join("vmlinux"),
             },
         };
         let initrd = match initrd {
-            Some(initrd) => initrd.to_owned(),
+            Some(initrd) => initrd,
             None => Path::new(&script(&root.join("guest/build"))?).join("initrd"),
         };
         fs::metadata(&initrd).map_err(Error::io(format!("find {}", initrd.display())))?;

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use crate::error::{Error, Result};
 use crate::peer::Found;
+use crate::process::ends_with_us;
 use crate::record::Report;
 
 /// What QEMU reads besides its program: firmware.
@@ -34,7 +35,7 @@ pub fn arguments(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let kept = words.filter(|word| {
         let word = word.to_string_lossy();
         let ours = OURS.iter().any(|option| word.split('=').next() == Some(option));
-        let drop = skip || ours || word == "--lab";
+        let drop = skip || ours || word == "--lab" || word == "--debian";
         skip = ours && !word.contains('=');
         !drop
     });
@@ -48,7 +49,8 @@ pub fn arguments(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
 pub fn run(arguments: Vec<OsString>, seconds: u64) -> Result<Report> {
     let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/lab/run");
     let program = std::env::current_exe().map_err(Error::io("find this program's file"))?;
-    let output = Command::new(&lab)
+    let mut command = Command::new(&lab);
+    command
         .args(["--count", "--memory", "4096", "--timeout", &seconds.to_string()])
         .arg(program)
         .args(arguments)
@@ -56,7 +58,9 @@ pub fn run(arguments: Vec<OsString>, seconds: u64) -> Result<Report> {
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         // A group of its own, which ends as a whole when we are interrupted.
-        .process_group(0)
+        .process_group(0);
+    ends_with_us(&mut command, libc::SIGTERM);
+    let output = command
         .output()
         .map_err(Error::io(format!("run {}", lab.display())))?;
     serde_json::from_slice(&output.stdout).map_err(|error| Error::Tool {
@@ -124,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_lab_is_told_what_is_measured_and_not_where_the_report_goes() {
-        let words = "boot --lab --json a.json --runs 2 --plot=b.svg --memory-dir /x --peer qemu-q35";
+        let words = "boot --lab --debian --json a.json --runs 2 --plot=b.svg --memory-dir /x --peer qemu-q35";
         let told = arguments(words.split(' ').map(OsString::from));
         assert_eq!(told, ["boot", "--runs", "2", "--peer", "qemu-q35"]);
     }

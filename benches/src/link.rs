@@ -110,6 +110,8 @@ pub struct Pinger {
 struct Shared {
     end: AtomicBool,
     rate: AtomicU64,
+    /// When it asked.
+    questions: Mutex<Vec<Instant>>,
     answers: Mutex<Vec<Answer>>,
 }
 
@@ -134,6 +136,9 @@ impl Pinger {
                 while !asker.end.load(Ordering::Relaxed) {
                     let rate = asker.rate.load(Ordering::Relaxed);
                     let datagram = [number.to_le_bytes(), rate.to_le_bytes()].concat();
+                    let mut questions = asker.questions.lock().unwrap_or_else(PoisonError::into_inner);
+                    questions.push(Instant::now());
+                    drop(questions);
                     // One that is lost is one that has no answer.
                     let _ = asking.send(&datagram);
                     number += 1;
@@ -157,6 +162,16 @@ impl Pinger {
     /// How many bytes a second the guest is to write from now on.
     pub fn write(&self, rate: u64) {
         self.shared.rate.store(rate, Ordering::Relaxed);
+    }
+
+    /// When it asked, since that was asked for last: who is held up himself sees gaps that are none of the guest's.
+    pub fn questions(&self) -> Vec<Instant> {
+        let mut questions = self
+            .shared
+            .questions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut questions)
     }
 
     /// The answers since they were asked for last.

@@ -100,7 +100,7 @@ fn here(cli: &Cli) -> Result<Report> {
     }
     let scratch = Scratch::make(&cli.memory_dir, &cli.disk_dir)?;
     let bench = Bench {
-        guest: Guest::find(cli.kernel.as_deref(), cli.initrd.as_deref())?
+        guest: Guest::find(cli.debian, cli.kernel.as_deref(), cli.initrd.as_deref())?
             .stamped(scratch.memory(), cli.fio.as_deref())?,
         memory: cli.memory,
         operations: cli.operations,
@@ -111,6 +111,7 @@ fn here(cli: &Cli) -> Result<Report> {
             (false, false) => 50,
             (false, true) => 1000,
         }),
+        loads: cli.loads.clone(),
         disks: cli.disks.clone(),
         in_lab: cli.in_lab,
         disk_dir: scratch.disk().to_owned(),
@@ -137,7 +138,7 @@ fn here(cli: &Cli) -> Result<Report> {
 /// Measures in the lab; programs and guest are made here.
 fn in_lab(cli: &Cli) -> Result<Report> {
     let found = find(cli, &mut Vec::new())?;
-    let guest = Guest::find(cli.kernel.as_deref(), cli.initrd.as_deref())?;
+    let guest = Guest::find(cli.debian, cli.kernel.as_deref(), cli.initrd.as_deref())?;
     // It is stamped in the lab; here only so that a wrong one is known before. And signals end the lab from here on.
     let scratch = Scratch::make(&cli.memory_dir, &cli.disk_dir)?;
     guest.stamped(scratch.memory(), cli.fio.as_deref())?;

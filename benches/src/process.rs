@@ -78,6 +78,17 @@ impl Said {
     }
 }
 
+/// Has the process of `command` get `signal` when we end, however that is.
+pub fn ends_with_us(command: &mut Command, signal: libc::c_int) {
+    // SAFETY: between fork and exec it does one system call that takes numbers only.
+    unsafe {
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
 /// A monitor that runs.
 pub struct Running {
     child: Child,
@@ -117,16 +128,7 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr);
-        // SAFETY: between fork and exec it does one system call that takes numbers only.
-        unsafe {
-            command.pre_exec(|| {
-                // It ends with us, however we end.
-                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            });
-        }
+        ends_with_us(&mut command, libc::SIGKILL);
         let started = Instant::now();
         let mut child = command
             .spawn()

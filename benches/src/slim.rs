@@ -61,6 +61,7 @@ fn main() -> Result<(), Error> {
         VmEvent::VcpuFailed { error, .. } => Err(error.into()),
         VmEvent::DiskFailed { id, error } => Err(format!("disk {id} failed: {error}").into()),
         VmEvent::Panicked => Err("the guest panicked".into()),
+        VmEvent::Watchdog => Err("its watchdog bit, and it has none".into()),
         VmEvent::Detached { id } => Err(format!("{id} left, which nobody asked for").into()),
     }
 }
@@ -87,6 +88,9 @@ fn device(word: &str) -> Result<DeviceKind, Error> {
             serial: String::new(),
             queues: 1,
             block_size: None,
+            discard_granularity: None,
+            io: Default::default(),
+            shared: false,
             limit: None,
             on_error: Default::default(),
         }));

@@ -91,7 +91,7 @@ fn ours_and_qemu_are_measured_in_every_way_on_the_same_guest() {
 fn fio_reads_the_disks_that_ours_has_read() {
     let place = Place::new();
     let mut command = place.command(
-        "blk --disks tmpfs --without-nacelle --peer nacelle-slim --runs 1 --warm-up 0 --operations 20 --output json",
+        "blk --lab --disks tmpfs --without-nacelle --peer nacelle-slim --runs 1 --warm-up 0 --operations 20 --output json",
     );
     let ran = Ran::new(&command.arg("--fio").arg(fio()).output().unwrap());
     place.is_clean();
@@ -106,20 +106,16 @@ fn fio_reads_the_disks_that_ours_has_read() {
     }
 }
 
+/// On this machine's own KVM and disk: the lab's disk is in its memory.
 #[test]
-fn the_library_alone_and_qemu_boot_the_guest_on_this_machines_kvm() {
+fn the_library_alone_and_qemu_are_measured_on_a_real_disk() {
     let place = Place::new();
-    let words = "boot blk --without-nacelle --peer nacelle-slim,qemu-microvm --runs 1 --warm-up 0 --operations 64 --disks disk \
+    let words = "blk --without-nacelle --peer nacelle-slim,qemu-microvm --runs 1 --warm-up 0 --operations 64 --disks disk \
                  --output json";
     let report: Value = serde_json::from_str(&place.bench(words).is(0).said).unwrap();
     for peer in ["nacelle-slim", "qemu-microvm"] {
-        assert!(values(&report, "boot", peer, "start → init")[0].as_f64().unwrap() > 0.0);
-        assert!(
-            values(&report, "blk", peer, "disk randread-1: p50")[0]
-                .as_f64()
-                .unwrap()
-                > 0.0
-        );
+        let p50 = &values(&report, "blk", peer, "disk randread-1: p50")[0];
+        assert!(p50.as_f64().unwrap() > 0.0);
     }
 }
 

@@ -6,19 +6,18 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{ObjectMeta, PostParams};
-use kube::{Api, Client};
+use kube::Client;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 use x509_parser::pem::Pem;
 
-use crate::error::is;
+use crate::secret::{self, Shared};
 
 /// The Secret.
 const NAME: &str = "nacelle-controller-certs";
@@ -130,6 +129,37 @@ fn server(authority: &str, authority_key: &str, name: &str, now: Timestamp) -> R
     Ok((params.signed_by(&key, &issuer)?.pem(), key.serialize_pem()))
 }
 
+/// A certificate by which we are known to a pod that trusts our authorities, and its key; for an upload.
+pub struct Shown {
+    /// In PEM.
+    pub certificate: String,
+    /// In PEM.
+    pub key: String,
+}
+
+/// Makes one.
+///
+/// # Errors
+/// The authority's key is none.
+pub fn client(material: &Material, now: Timestamp) -> Result<Shown> {
+    let newest = blocks(&material.authorities)
+        .into_iter()
+        .next()
+        .unwrap_or_default();
+    let issuer = Issuer::from_ca_cert_pem(&newest, KeyPair::from_pem(&material.authority_key)?)?;
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "nacelle-controller");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    valid(&mut params, now, 1)?;
+    Ok(Shown {
+        certificate: params.signed_by(&key, &issuer)?.pem(),
+        key: key.serialize_pem(),
+    })
+}
+
 fn valid(params: &mut CertificateParams, now: Timestamp, days: i32) -> Result<()> {
     let day = |at: Timestamp| -> Result<_> {
         let date = at.to_zoned(k8s_openapi::jiff::tz::TimeZone::UTC).date();
@@ -178,42 +208,22 @@ fn is_for(pem: &str, name: &str) -> bool {
 /// # Errors
 /// The API server cannot be asked, or refuses.
 pub async fn ensure(client: &Client, namespace: &str, name: &str) -> Result<Material> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    loop {
-        let secret = api
-            .get_opt(NAME)
-            .await
-            .context("reading the certificates' Secret")?;
+    let look = |secret: Option<&Secret>| {
         let now = Timestamp::now();
-        let material = secret.as_ref().and_then(read);
+        let material = secret.and_then(read);
         let due = due(material.as_ref(), name, now);
-        if let (Due::Nothing, Some(material)) = (&due, &material) {
-            return Ok(material.clone());
+        if let (Due::Nothing, Some(value)) = (&due, &material) {
+            return Ok(Shared {
+                value: value.clone(),
+                data: None,
+            });
         }
         log::info!("certificates: {due:?} is due");
         let new = renewed(material.as_ref(), &due, name, now)?;
-        let metadata = secret.as_ref().map_or_else(
-            || ObjectMeta {
-                name: Some(NAME.to_owned()),
-                ..ObjectMeta::default()
-            },
-            |secret| secret.metadata.clone(),
-        );
-        let object = Secret {
-            metadata,
-            data: Some(write(&new)),
-            ..Secret::default()
-        };
-        let written = match secret {
-            None => api.create(&PostParams::default(), &object).await,
-            Some(_) => api.replace(NAME, &PostParams::default(), &object).await,
-        };
-        match written {
-            Ok(_) => return Ok(new),
-            Err(error) if is(&error, 409) => {}
-            Err(error) => return Err(error).context("writing the certificates' Secret"),
-        }
-    }
+        let data = Some(write(&new));
+        Ok(Shared { value: new, data })
+    };
+    secret::ensure(client, namespace, (NAME, "the certificates' Secret"), look).await
 }
 
 fn read(secret: &Secret) -> Option<Material> {

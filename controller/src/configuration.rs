@@ -1,10 +1,13 @@
 //! Settings of the KubeVirt object that have an effect, and the names of those that have none. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use log::LevelFilter;
+use nacelle_api::cpu::{HOST_MODELS, models};
 use nacelle_api::kubevirt::KubeVirtSpec;
 use serde_json::Value;
+
+use crate::migration::settings::Settings;
 
 /// What an administrator set, with KubeVirt's defaults where nothing is set.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +26,10 @@ pub struct Configuration {
     pub machine_type: Option<String>,
     /// `cpuModel`.
     pub cpu_model: Option<String>,
+    /// `cpuBaseline` is `Cluster`: `host-model` is what every node has.
+    pub cpu_baseline: bool,
+    /// `obsoleteCPUModels`: those with which no machine starts.
+    pub obsolete_cpu_models: BTreeSet<String>,
     /// `evictionStrategy`.
     pub eviction_strategy: Option<String>,
     /// `network.defaultNetworkInterface` is `masquerade`, not `bridge`.
@@ -35,6 +42,8 @@ pub struct Configuration {
     pub log: Option<LevelFilter>,
     /// `developerConfiguration.logVerbosity.virtLauncher`: what launchers say.
     pub launcher_log: Option<LevelFilter>,
+    /// `migrations`: how machines move.
+    pub migrations: Settings,
     /// Paths of what is set and has no effect.
     pub ignored: Vec<String>,
 }
@@ -49,25 +58,29 @@ impl Default for Configuration {
             overhead_ratio: 1.0,
             machine_type: None,
             cpu_model: None,
+            cpu_baseline: false,
+            obsolete_cpu_models: BTreeSet::new(),
             eviction_strategy: None,
             masquerade: false,
             no_serial_console_log: false,
             no_free_page_reporting: false,
             log: None,
             launcher_log: None,
+            migrations: Settings::default(),
             ignored: Vec::new(),
         }
     }
 }
 
 /// Objects whose fields are settings of their own; every other one is a setting as a whole.
-const GROUPS: [&str; 10] = [
+const GROUPS: [&str; 11] = [
     "spec",
     "spec.configuration",
     "spec.configuration.architectureConfiguration",
     "spec.configuration.architectureConfiguration.amd64",
     "spec.configuration.developerConfiguration",
     "spec.configuration.developerConfiguration.logVerbosity",
+    "spec.configuration.migrations",
     "spec.configuration.network",
     "spec.configuration.virtualMachineOptions",
     "spec.workloads",
@@ -137,7 +150,16 @@ impl Configuration {
                 let known = machine == "q35" || machine.starts_with("pc-q35");
                 self.machine_type = Some(known.then(|| machine.to_owned())?);
             }
-            "cpuModel" => self.cpu_model = Some(one_of(&["host-model", "host-passthrough"])?),
+            "cpuModel" => {
+                let known: Vec<_> = HOST_MODELS.into_iter().chain(models()).collect();
+                self.cpu_model = Some(one_of(&known)?);
+            }
+            "cpuBaseline" => self.cpu_baseline = one_of(&["Node", "Cluster"])? == "Cluster",
+            "obsoleteCPUModels" => {
+                let models: BTreeMap<String, bool> = serde_json::from_value(value.clone()).ok()?;
+                let obsolete = models.into_iter().filter(|(_, obsolete)| *obsolete);
+                self.obsolete_cpu_models = obsolete.map(|(model, _)| model).collect();
+            }
             "evictionStrategy" => {
                 self.eviction_strategy = Some(one_of(&[
                     "None",
@@ -153,7 +175,7 @@ impl Configuration {
             "virtualMachineOptions.disableFreePageReporting" => self.no_free_page_reporting = true,
             // What is staged is what happens here: a change counts from the next start.
             "vmRolloutStrategy" => drop(one_of(&["Stage"])?),
-            _ => return None,
+            path => self.migrations.set(path.strip_prefix("migrations.")?, value)?,
         }
         Some(())
     }
@@ -194,10 +216,13 @@ mod tests {
             "configuration": {
                 "additionalGuestMemoryOverheadRatio": "1.5",
                 "architectureConfiguration": {"amd64": {"machineType": "pc-q35-rhel9.6.0"}},
-                "cpuModel": "host-passthrough",
+                "cpuModel": "EPYC-Rome",
+                "cpuBaseline": "Cluster",
+                "obsoleteCPUModels": {"Nehalem": true, "Westmere": false},
                 "evictionStrategy": "External",
                 "vmRolloutStrategy": "Stage",
                 "network": {"defaultNetworkInterface": "masquerade"},
+                "migrations": {"parallelOutboundMigrationsPerNode": 1},
                 "virtualMachineOptions": {"disableSerialConsoleLog": {}, "disableFreePageReporting": {}},
                 "developerConfiguration": {"featureGates": ["LiveMigration"], "cpuAllocationRatio": 4,
                     "memoryOvercommit": 150, "logVerbosity": {"virtAPI": 2, "virtController": 5, "virtLauncher": 10}},
@@ -210,13 +235,19 @@ mod tests {
             memory_overcommit: 150,
             overhead_ratio: 1.5,
             machine_type: Some("pc-q35-rhel9.6.0".into()),
-            cpu_model: Some("host-passthrough".into()),
+            cpu_model: Some("EPYC-Rome".into()),
+            cpu_baseline: true,
+            obsolete_cpu_models: ["Nehalem".into()].into(),
             eviction_strategy: Some("External".into()),
             masquerade: true,
             no_serial_console_log: true,
             no_free_page_reporting: true,
             log: Some(LevelFilter::Debug),
             launcher_log: Some(LevelFilter::Trace),
+            migrations: Settings {
+                per_node: 1,
+                ..Settings::default()
+            },
             ignored: Vec::new(),
         };
         assert_eq!(taken, expected);
@@ -230,6 +261,14 @@ mod tests {
             (
                 json!({"configuration": {"cpuModel": "Haswell"}}),
                 "spec.configuration.cpuModel",
+            ),
+            (
+                json!({"configuration": {"cpuBaseline": "Rack"}}),
+                "spec.configuration.cpuBaseline",
+            ),
+            (
+                json!({"configuration": {"minCPUModel": "Penryn"}}),
+                "spec.configuration.minCPUModel",
             ),
             (
                 json!({"configuration": {"vmRolloutStrategy": "LiveUpdate"}}),

@@ -1,16 +1,21 @@
 //! What every part of the controller needs.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt};
-use nacelle_api::{VirtualMachine, VirtualMachineInstance};
+use nacelle_api::{VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceMigration};
 use tokio::sync::watch;
 
+use crate::certificates::Material;
 use crate::configuration::Configuration;
+use crate::metrics::Metrics;
+use crate::server::Tls;
 use crate::settings::Settings;
-use crate::vmi::written::Written;
+use crate::upload;
+use crate::written::Written;
 
 /// Client, recorder and settings; one for the process.
 pub struct Context {
@@ -22,11 +27,42 @@ pub struct Context {
     pub user: String,
     /// What launchers are told of how to report: `report.json` of `docs/pod.md`.
     pub report: watch::Receiver<Arc<str>>,
+    /// Certificates and keys, as they are now.
+    pub trusted: watch::Receiver<Trusted>,
     /// What the KubeVirt object says.
     pub configuration: watch::Receiver<Arc<Configuration>>,
-    /// What was written to instances and the cache may not have yet.
+    /// What was written to machines and instances, and the cache may not have yet.
     pub written: Written,
+    /// What the reconcilers know of; nothing in a replica that does not lead.
+    pub stores: OnceLock<Stores>,
+    /// What is counted for Prometheus.
+    pub metrics: Metrics,
+    /// Migrations take turns to claim their instances.
+    pub claims: tokio::sync::Mutex<()>,
     recorder: Recorder,
+}
+
+/// Certificates, and what is made of them: one look at what all replicas share.
+#[derive(Clone)]
+pub struct Trusted {
+    /// For the API server and launchers.
+    pub tls: Tls,
+    /// For who uploads.
+    pub public: Tls,
+    /// Certificates and keys.
+    pub material: Arc<Material>,
+    /// Keys of tokens for uploads.
+    pub keys: Arc<upload::Keys>,
+}
+
+/// The caches of the reconcilers.
+pub struct Stores {
+    /// All machines.
+    pub vms: Store<VirtualMachine>,
+    /// All instances.
+    pub vmis: Store<VirtualMachineInstance>,
+    /// All migrations.
+    pub migrations: Store<VirtualMachineInstanceMigration>,
 }
 
 impl Context {
@@ -36,6 +72,7 @@ impl Context {
         settings: Settings,
         user: String,
         report: watch::Receiver<Arc<str>>,
+        trusted: watch::Receiver<Trusted>,
         configuration: watch::Receiver<Arc<Configuration>>,
     ) -> Self {
         let reporter = Reporter {
@@ -48,8 +85,12 @@ impl Context {
             settings,
             user,
             report,
+            trusted,
             configuration,
             written: Written::default(),
+            stores: OnceLock::new(),
+            metrics: Metrics::default(),
+            claims: tokio::sync::Mutex::default(),
         }
     }
 

@@ -19,6 +19,9 @@ pub enum Error {
     /// The object lacks what the API server always gives.
     #[error("the object has no {0}")]
     Incomplete(&'static str),
+    /// A launcher could not be asked, or said no.
+    #[error("{0}: {1}")]
+    Launcher(&'static str, String),
     /// The instance type or the preference that a machine names is not there, or does not go with it.
     #[error("{0}")]
     Types(String),
@@ -31,6 +34,13 @@ impl Error {
     /// Whether somebody else was faster: the object is looked at again at once.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Error::Api { source, .. } if is(source, 409))
+    }
+
+    /// Whether the API server will not have it: a person has to change something.
+    pub fn is_refusal(&self) -> bool {
+        let refused =
+            |error: &kube::Error| matches!(error, kube::Error::Api(said) if (400..500).contains(&said.code));
+        matches!(self, Error::Api { source, .. } if refused(source) && !is(source, 409) && !is(source, 429))
     }
 
     /// When to try again.

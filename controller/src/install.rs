@@ -22,6 +22,8 @@ use crate::settings::Settings;
 const WEBHOOKS: &str = "nacelle-controller";
 /// The versions of the aggregated API.
 const SERVICES: [&str; 2] = ["v1.subresources.kubevirt.io", "v1alpha3.subresources.kubevirt.io"];
+/// The one that is CDI's where that is installed.
+const UPLOADS: &str = "v1beta1.upload.cdi.kubevirt.io";
 
 /// `report.json` of `docs/pod.md`.
 ///
@@ -43,11 +45,14 @@ pub async fn report(client: &Client, settings: &Settings, material: &Material) -
     } else {
         address
     };
-    let report = json!({
+    let mut report = json!({
         "url": format!("https://{host}:443"),
         "serverName": settings.server_name(),
         "ca": material.authorities,
     });
+    if let (Some(_), Some(fields)) = (&settings.otlp_endpoint, report.as_object_mut()) {
+        fields.insert("start".to_owned(), true.into());
+    }
     Ok(report.to_string().into())
 }
 
@@ -55,13 +60,22 @@ pub async fn report(client: &Client, settings: &Settings, material: &Material) -
 ///
 /// # Errors
 /// It cannot be told; what is not installed is not missed.
-pub async fn trust(client: &Client, material: &Material) -> Result<()> {
+pub async fn trust(client: &Client, settings: &Settings, material: &Material) -> Result<()> {
     let bundle = STANDARD.encode(&material.authorities);
     let params = PatchParams::default();
     let services: Api<APIService> = Api::all(client.clone());
-    for name in SERVICES {
-        let Some(service) = services.get_opt(name).await? else {
-            log::warn!("APIService {name} is not installed");
+    let ours = |service: &APIService| {
+        let to = service.spec.as_ref().and_then(|spec| spec.service.as_ref());
+        to.is_some_and(|to| {
+            to.name.as_ref() == Some(&settings.service) && to.namespace.as_ref() == Some(&settings.namespace)
+        })
+    };
+    for name in SERVICES.into_iter().chain([UPLOADS]) {
+        let found = services.get_opt(name).await?;
+        let Some(service) = found.filter(|service| name != UPLOADS || ours(service)) else {
+            if name != UPLOADS {
+                log::warn!("APIService {name} is not installed");
+            }
             continue;
         };
         let value = serde_json::to_value(&service)?;

@@ -14,15 +14,21 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::ResourceExt;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use nacelle_api::VirtualMachineInstance;
+use nacelle_api::vmi::VirtualMachineInstanceStatus;
+use serde_json::json;
 
 use crate::context::Context;
-use crate::error::{Doing, Error};
-use crate::vmi;
-use crate::vmi::build::pod_name;
+use crate::error::{Doing, Error, absent_is_done};
+use crate::logging::{self, Object};
+use crate::trace::spans::Start;
+use crate::vmi::moving::{self, Arrival, Role, role};
 use crate::vmi::status::{Report, apply};
+use crate::{trace, vmi};
 
+/// Annotation of a pod that waits for its machine: where.
+pub const ARRIVAL: &str = "nacelle.io/arrival";
 /// Audience of the token.
 const AUDIENCE: &str = "nacelle.io/report";
 /// Bytes that a report may be long.
@@ -69,7 +75,7 @@ async fn report(
             StatusCode::NOT_FOUND,
             format!("there is no instance {namespace}/{name}"),
         ))?;
-        owns(&vmi, &name_of_pod)?;
+        let role = owns(&vmi, &name_of_pod)?;
         let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
         let pod = pods
             .get_opt(&name_of_pod)
@@ -79,9 +85,17 @@ async fn report(
         let pod = pod.ok_or((StatusCode::GONE, format!("pod {name_of_pod} is gone")))?;
         let old = vmi.status.clone().unwrap_or_default();
         let mut new = old.clone();
-        apply(&mut new, &report, &pod, Timestamp::now());
-        match vmi::write(&vmi, &old, &new, &context).await {
-            Ok(()) => return Ok(StatusCode::NO_CONTENT),
+        take(&mut new, role, &report, &pod);
+        if let Some(arrival) = report.arrival.as_ref().filter(|_| role == Role::Target) {
+            note(&context, &pod, arrival).await.map_err(unavailable)?;
+        }
+        match logging::about(Object::of(&vmi), vmi::write(&vmi, &old, &new, &context)).await {
+            Ok(()) => {
+                if let Some(start) = report.start.as_ref().filter(|_| role == Role::InCharge) {
+                    trace(&context, &vmi, &pod, start);
+                }
+                return Ok(StatusCode::NO_CONTENT);
+            }
             Err(error) if error.is_conflict() => {}
             Err(error) => return Err(unavailable(error)),
         }
@@ -90,6 +104,58 @@ async fn report(
         StatusCode::SERVICE_UNAVAILABLE,
         "others write this instance's status all the time".to_owned(),
     ))
+}
+
+/// Has a collector told where the time of a start went, if there is one. Nobody waits for it.
+fn trace(context: &Context, vmi: &VirtualMachineInstance, pod: &Pod, start: &Start) {
+    let Some(collector) = context.settings.otlp_endpoint.clone() else {
+        return;
+    };
+    let spans = trace::spans::spans(vmi, pod, start);
+    let uid = vmi.uid().unwrap_or_default();
+    tokio::spawn(logging::about(Object::of(vmi), async move {
+        if let Err(error) = trace::export(&collector, &uid, &spans).await {
+            log::warn!("the trace of its start is lost: {collector}: {error:#}");
+        }
+    }));
+}
+
+/// What follows from a report.
+fn take(status: &mut VirtualMachineInstanceStatus, role: Role, report: &Report, pod: &Pod) {
+    let now = Timestamp::now();
+    match role {
+        Role::InCharge => {
+            if !moving::departs(status, report, now) {
+                apply(status, report, pod, now);
+            }
+        }
+        Role::Target => {
+            moving::arrives(status, report, pod, now);
+            let arrived = status
+                .migration_state
+                .as_ref()
+                .is_some_and(|state| state.has_arrived());
+            if arrived {
+                apply(status, report, pod, now);
+            }
+        }
+        // The kubelet tells when it has ended.
+        Role::Left => {}
+    }
+}
+
+/// Keeps where a target listens with its pod, for who tells the source.
+async fn note(context: &Context, pod: &Pod, arrival: &Arrival) -> Result<(), Error> {
+    let text = serde_json::to_string(arrival).map_err(|error| Error::Json("where a pod listens", error))?;
+    if pod.annotations().get(ARRIVAL) == Some(&text) {
+        return Ok(());
+    }
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
+    let patch = json!({"metadata": {"uid": pod.uid(), "annotations": {ARRIVAL: text}}});
+    let done = pods
+        .patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await;
+    absent_is_done(done).doing("noting where a pod listens")
 }
 
 /// The pod that a token belongs to.
@@ -143,15 +209,14 @@ fn pod(status: &TokenReviewStatus, namespace: &str) -> Result<String, Refusal> {
     ))
 }
 
-/// The pod's name is made of the instance's UID: it can only be this one's, and only this run's.
-fn owns(vmi: &VirtualMachineInstance, pod: &str) -> Result<(), Refusal> {
-    if pod_name(vmi) == pod {
-        return Ok(());
-    }
-    Err((
-        StatusCode::CONFLICT,
-        format!("{pod} is not the pod of instance {}", vmi.name_any()),
-    ))
+/// The pod's name is made of the instance's UID, or of that of its migration: it can only be this one's, and only this run's.
+fn owns(vmi: &VirtualMachineInstance, pod: &str) -> Result<Role, Refusal> {
+    role(vmi, pod).ok_or_else(|| {
+        (
+            StatusCode::CONFLICT,
+            format!("{pod} is not a pod of instance {}", vmi.name_any()),
+        )
+    })
 }
 
 fn unavailable(error: Error) -> Refusal {

@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
+use hyper::Uri;
+
+use crate::logging::Format;
+use crate::trace;
 
 /// Options of `nacelle-controller run`. In the cluster the Deployment gives them by the environment.
 #[derive(Args, Clone, Debug)]
@@ -20,6 +24,9 @@ pub struct Settings {
     /// Address of the HTTPS server: admission, subresources, reports
     #[arg(long, default_value = "0.0.0.0:8443")]
     pub listen: SocketAddr,
+    /// Address of the proxy of uploads
+    #[arg(long, default_value = "0.0.0.0:8444")]
+    pub listen_uploads: SocketAddr,
     /// Image of the launcher pods
     #[arg(long, env = "NACELLE_IMAGE")]
     pub image: String,
@@ -32,6 +39,12 @@ pub struct Settings {
     /// Seconds between two looks at whether certificates are to be renewed
     #[arg(long, env = "NACELLE_CERTIFICATES_EVERY", value_parser = seconds, default_value = "60")]
     pub certificates_every: Duration,
+    /// OTLP collector that hears where the time of each start goes, as http://HOST:4318 (HTTP/JSON); none by default
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "ADDRESS", value_parser = trace::collector)]
+    pub otlp_endpoint: Option<Uri>,
+    /// How log lines look, and those of the launcher pods that it makes
+    #[arg(long, env = "NACELLE_LOG", value_enum, default_value_t, value_name = "FORMAT")]
+    pub log: Format,
 }
 
 fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {

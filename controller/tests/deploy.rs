@@ -19,15 +19,17 @@ fn file(path: &str) -> String {
 
 #[test]
 fn the_definitions_are_those_of_the_program() {
-    let ours: String = nacelle_controller::crd::all()
-        .unwrap()
-        .iter()
-        .map(|crd| format!("---\n{}", serde_saphyr::to_string(crd).unwrap()))
-        .collect();
-    assert!(
-        file("crds.yaml") == ours,
-        "run: cargo run -p nacelle-controller -- crds >deploy/crds.yaml"
-    );
+    for (name, flag, ours) in [
+        ("crds", "", nacelle_controller::crd::all()),
+        ("datavolumes", " --cdi", nacelle_controller::crd::cdi()),
+    ] {
+        let ours = ours.unwrap();
+        let text = |crd| format!("---\n{}", serde_saphyr::to_string(crd).unwrap());
+        assert!(
+            file(&format!("{name}.yaml")) == ours.iter().map(text).collect::<String>(),
+            "run: cargo run -p nacelle-controller -- crds{flag} >deploy/{name}.yaml"
+        );
+    }
 }
 
 #[test]
@@ -38,11 +40,23 @@ fn the_chart_is_made_of_the_same_files() {
         .status()
         .unwrap();
     assert!(rendered.success());
-    for name in FILES {
+    for name in FILES.into_iter().chain(["observability"]) {
         let again = read_to_string(out.join(format!("{name}.yaml"))).unwrap();
         assert_eq!(
             file(&format!("helm/templates/{name}.yaml")),
             again,
+            "run: deploy/helm/render"
+        );
+    }
+    for name in ["datavolumes", "uploads"] {
+        let volumes = format!(
+            "{{{{- if .Values.dataVolumes }}}}\n{}{{{{- end }}}}\n",
+            file(&format!("{name}.yaml"))
+                .replace("namespace: nacelle\n", "namespace: {{ .Release.Namespace }}\n")
+        );
+        assert_eq!(
+            file(&format!("helm/templates/{name}.yaml")),
+            volumes,
             "run: deploy/helm/render"
         );
     }
@@ -68,7 +82,10 @@ fn the_chart_with_its_own_values_installs_what_kubectl_does() {
         assert_eq!(text, file(&format!("{name}.yaml")));
     }
     let listed = file("kustomization.yaml");
-    for name in FILES.into_iter().chain(["namespace", "crds"]) {
+    for name in FILES
+        .into_iter()
+        .chain(["namespace", "crds", "datavolumes", "uploads"])
+    {
         assert!(listed.contains(&format!("- {name}.yaml")), "{name}");
     }
 }
@@ -76,7 +93,10 @@ fn the_chart_with_its_own_values_installs_what_kubectl_does() {
 #[test]
 fn people_may_look_at_every_kind() {
     let roles = file("roles.yaml");
-    for kind in nacelle_controller::crd::KINDS {
+    for kind in nacelle_controller::crd::KINDS
+        .iter()
+        .chain(nacelle_controller::crd::CDI)
+    {
         assert!(
             roles.contains(&format!("- {}\n", kind.plural)),
             "nobody may look at {}",

@@ -217,6 +217,24 @@ impl Default for HotPlugState {
     }
 }
 
+/// The watchdog.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WatchdogState {
+    /// Configuration space as the guest reads it.
+    pub config: Vec<u8>,
+    /// Lengths of the two stages.
+    pub preload: [u32; 2],
+    /// How much the guest has written of what unlocks the registers.
+    pub unlocked: u8,
+    /// It bit, or would have, and the guest has not acknowledged it.
+    pub timed_out: bool,
+    /// The stage that runs, from 1 on; 0: none.
+    pub stage: u8,
+    /// Nanoseconds until it ends.
+    pub left_ns: u64,
+}
+
 /// A virtio device behind whichever transport it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "transport", rename_all = "lowercase")]

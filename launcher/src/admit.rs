@@ -61,6 +61,10 @@ pub enum Command {
     CancelMigration,
     /// Write a snapshot; the guest runs on meanwhile.
     Snapshot,
+    /// Plug a disk in.
+    Attach,
+    /// Ask the guest to let go of a disk that was plugged in.
+    Detach,
     /// Go on here after all: the monitor that was told to run the guest does not.
     TakeBack,
 }
@@ -89,6 +93,12 @@ pub enum Denied {
     /// It may run elsewhere.
     #[error("the machine was handed over to another monitor, which has not confirmed that it runs there")]
     HandedOver,
+    /// It has disks that only this process knows of.
+    #[error("disks were attached to the machine while it ran, and only here is it known what is behind them")]
+    Plugged,
+    /// The disk is on its way out.
+    #[error("the guest was asked to let go of the disk of this name, and has not yet")]
+    Leaving,
     /// The queue is full.
     #[error("{QUEUE} commands are waiting already")]
     Busy,
@@ -108,6 +118,8 @@ impl Denied {
                 "look there: where it runs, end it here with nacelle kill; where it does not, go on here with nacelle \
                  migrate-recover"
             }
+            Denied::Plugged => "detach them first; nacelle status shows them",
+            Denied::Leaving => "wait until it has left",
             Denied::Busy => "wait for their answers",
         }
     }
@@ -134,7 +146,9 @@ pub fn admit(state: State, queued: &[Command], next: &Command) -> Result<(), Den
         (State::HandedOver, Command::TakeBack) => Ok(()),
         (State::HandedOver, _) => Err(Denied::HandedOver),
         (_, Command::CancelMigration | Command::TakeBack) => Err(Denied::NotMigrating),
-        (State::Paused, Command::Migrate | Command::Snapshot) => Err(Denied::Paused),
+        (State::Paused, Command::Migrate | Command::Snapshot | Command::Attach | Command::Detach) => {
+            Err(Denied::Paused)
+        }
         (State::Running | State::Paused, _) => Ok(()),
     }
 }
@@ -158,7 +172,14 @@ fn after(state: State, command: &Command) -> State {
         (_, Command::Resume | Command::Reset | Command::Reboot { .. } | Command::TakeBack) => State::Running,
         (_, Command::Migrate) => State::Migrating,
         (_, Command::Snapshot) => State::Saving,
-        (state, Command::Balloon { .. } | Command::Stats | Command::CancelMigration) => state,
+        (
+            state,
+            Command::Balloon { .. }
+            | Command::Stats
+            | Command::CancelMigration
+            | Command::Attach
+            | Command::Detach,
+        ) => state,
     }
 }
 
@@ -173,7 +194,7 @@ mod tests {
     const REBOOT: Command = Command::Reboot {
         within: Duration::from_secs(30),
     };
-    const COMMANDS: [Command; 12] = [
+    const COMMANDS: [Command; 14] = [
         Command::Pause,
         Command::Resume,
         STOP,
@@ -186,6 +207,8 @@ mod tests {
         Command::CancelMigration,
         Command::TakeBack,
         Command::Snapshot,
+        Command::Attach,
+        Command::Detach,
     ];
     const STATES: [State; 7] = [
         State::Running,
@@ -202,35 +225,42 @@ mod tests {
         use Denied::{Ended, HandedOver, Migrating, NotMigrating, Paused, Saving, Stopping};
         let (ok, none, no) = (Ok(()), Err(NotMigrating), Err(Paused));
         let (stop, move_, save, gone) = (Err(Stopping), Err(Migrating), Err(Saving), Err(HandedOver));
-        // Columns: Pause, Resume, Stop, Kill, Reset, Reboot, Balloon, Stats, Migrate, CancelMigration, TakeBack, Snapshot.
+        // Columns: Pause, Resume, Stop, Kill, Reset, Reboot, Balloon, Stats, Migrate, CancelMigration, TakeBack, Snapshot,
+        // Attach, Detach.
         let table = [
             (
                 State::Running,
-                [ok, ok, ok, ok, ok, ok, ok, ok, ok, none, none, ok],
+                [ok, ok, ok, ok, ok, ok, ok, ok, ok, none, none, ok, ok, ok],
             ),
             (
                 State::Paused,
-                [ok, ok, ok, ok, no, no, no, ok, no, none, none, no],
+                [ok, ok, ok, ok, no, no, no, ok, no, none, none, no, no, no],
             ),
             (
                 State::Stopping,
-                [stop, stop, ok, ok, stop, stop, stop, ok, stop, stop, stop, stop],
+                [
+                    stop, stop, ok, ok, stop, stop, stop, ok, stop, stop, stop, stop, stop, stop,
+                ],
             ),
             (
                 State::Migrating,
                 [
-                    move_, move_, ok, ok, move_, move_, move_, ok, move_, ok, move_, move_,
+                    move_, move_, ok, ok, move_, move_, move_, ok, move_, ok, move_, move_, move_, move_,
                 ],
             ),
             (
                 State::Saving,
-                [save, save, ok, ok, save, save, save, ok, save, ok, save, save],
+                [
+                    save, save, ok, ok, save, save, save, ok, save, ok, save, save, save, save,
+                ],
             ),
             (
                 State::HandedOver,
-                [gone, gone, gone, ok, gone, gone, gone, ok, gone, gone, ok, gone],
+                [
+                    gone, gone, gone, ok, gone, gone, gone, ok, gone, gone, ok, gone, gone, gone,
+                ],
             ),
-            (State::Ended, [Err(Ended); 12]),
+            (State::Ended, [Err(Ended); 14]),
         ];
         assert_eq!(table.map(|(state, _)| state), STATES);
         for (state, verdicts) in table {
@@ -248,13 +278,13 @@ mod tests {
             Stopping as S,
         };
         let leads_to = [
-            [P, R, S, E, R, R, R, R, M, R, R, V],
-            [P, R, S, E, R, R, P, P, M, P, R, V],
-            [S, S, S, E, S, S, S, S, S, S, S, S],
-            [P, R, S, E, R, R, M, M, M, M, R, V],
-            [P, R, S, E, R, R, V, V, M, V, R, V],
-            [P, R, S, E, R, R, H, H, M, H, R, V],
-            [E, E, E, E, E, E, E, E, E, E, E, E],
+            [P, R, S, E, R, R, R, R, M, R, R, V, R, R],
+            [P, R, S, E, R, R, P, P, M, P, R, V, P, P],
+            [S, S, S, E, S, S, S, S, S, S, S, S, S, S],
+            [P, R, S, E, R, R, M, M, M, M, R, V, M, M],
+            [P, R, S, E, R, R, V, V, M, V, R, V, V, V],
+            [P, R, S, E, R, R, H, H, M, H, R, V, H, H],
+            [E, E, E, E, E, E, E, E, E, E, E, E, E, E],
         ];
         for (state, row) in STATES.into_iter().zip(leads_to) {
             for (first, then) in COMMANDS.iter().zip(row) {

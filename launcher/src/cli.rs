@@ -14,7 +14,7 @@ use crate::logging::Format;
 use crate::manage::{self, Named};
 use crate::migrate::address::Address;
 use crate::migrate::tls::TlsArgs;
-use crate::{node, pod};
+use crate::{explain, node, pod};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -26,7 +26,14 @@ const STYLES: Styles = Styles::styled()
 #[command(name = "nacelle", version, styles = STYLES, after_help = HELP, arg_required_else_help = true)]
 pub struct Cli {
     /// How log lines on standard error look
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        env = "NACELLE_LOG",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
     pub log: Format,
     /// Say more: once for what is done, twice for details
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -71,6 +78,14 @@ pub enum Command {
     Pod(pod::Command),
     /// Give a node's /dev/kvm and its like to the pods that ask for them
     Node(node::NodeArgs),
+    /// Print which processor the guests of this host can be shown: models and features, for cpu.model and cpu.features
+    Cpu {
+        /// Write it to this file instead, in JSON, for the controller
+        #[arg(long, value_name = "FILE", hide = true)]
+        report: Option<PathBuf>,
+    },
+    /// Say what a machine of a cluster waits for, since when, and what to do
+    Explain(explain::Arguments),
     /// Pull an image from its registry, or anew, and print its digest
     Pull {
         /// Its name, as registry.example/disks/debian:12
@@ -86,6 +101,17 @@ pub enum Command {
     },
     /// Print the manual page in roff (nacelle man | man -l -)
     Man,
+}
+
+impl Command {
+    /// Whether a guest runs in this process.
+    pub fn runs_a_machine(&self) -> bool {
+        match self {
+            Command::Run(_) | Command::Receive(_) | Command::Restore(_) | Command::TakeOver => true,
+            Command::Pod(command) => matches!(command, pod::Command::Run { .. }),
+            _ => false,
+        }
+    }
 }
 
 const RUN_EXAMPLES: &str = "\

@@ -16,15 +16,18 @@ mod disk;
 mod event;
 mod handle;
 mod moving;
+mod plug;
 mod status;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nacelle_vmm::migrate::{self, Cancel, Report, Stream, Watch};
+use nacelle_vmm::sandbox::{Role, Sandbox};
 use nacelle_vmm::snapshot::{self, Snapshot, Tracking};
 use nacelle_vmm::{Stats, Vm, VmConfig, VmEvent};
 use tokio::sync::{oneshot, watch};
@@ -32,9 +35,10 @@ use tokio::sync::{oneshot, watch};
 pub use self::handle::Driver;
 use self::moving::{Ask, Beside, Work};
 pub use self::moving::{Moving, Saving, Then};
-pub use self::status::{End, Status};
+pub use self::plug::Plug;
+pub use self::status::{End, Plugged, Status};
 use crate::admit::{Command, Denied, State, admit};
-use crate::convert::Plan;
+use crate::convert::{Plan, Watchdog};
 
 /// What follows when the guest asks for a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +55,10 @@ pub enum OnReset {
 pub struct Options {
     /// What follows when the guest asks for a reset.
     pub on_reset: OnReset,
+    /// What follows when the guest does not feed its watchdog.
+    pub watchdog: Watchdog,
+    /// How long a guest has to power off that its watchdog asks for it.
+    pub grace: Duration,
     /// The first instruction waits for a resume.
     pub paused: bool,
 }
@@ -63,6 +71,8 @@ impl From<&Plan> for Options {
             } else {
                 OnReset::Reset
             },
+            watchdog: plan.watchdog.unwrap_or_default(),
+            grace: Duration::from_secs(plan.grace_period),
             paused: plan.start_paused,
         }
     }
@@ -136,6 +146,7 @@ pub struct Started {
 /// When it cannot be built or started.
 pub fn start(config: VmConfig, options: Options) -> nacelle_vmm::Result<Started> {
     let (mailbox, messages) = channel();
+    let sandbox = config.sandbox.clone();
     let mut vm = Vm::build(config, mailbox.clone())?;
     if !options.paused {
         vm.start()?;
@@ -143,6 +154,7 @@ pub fn start(config: VmConfig, options: Options) -> nacelle_vmm::Result<Started>
     let begun = Begun {
         ran: !options.paused,
         rest: None,
+        sandbox,
     };
     drive(vm, options, begun, mailbox, messages)
 }
@@ -161,15 +173,20 @@ pub fn receive(
 ) -> nacelle_vmm::Result<Started> {
     let (mailbox, messages) = channel();
     let wanted = migrate::Options::default();
+    let sandbox = config.sandbox.clone();
     let arrived = migrate::receive(config, mailbox.clone(), &mut accept, &wanted, cancel, watch)?;
     let mut begun = Begun {
         ran: true,
         rest: None,
+        sandbox: sandbox.clone(),
     };
     if let Some(rest) = arrived.rest {
         let ends = cancel.clone();
         begun.rest = Some(ends.clone());
         let take = move || {
+            if let Err(error) = sandbox.enter(Role::Memory) {
+                return log::error!("the rest of the machine's memory is lost: {error}");
+            }
             if let Err(error) = rest.take(&mut accept, &ends) {
                 log::error!("the rest of the machine's memory is lost: {error}");
             }
@@ -192,6 +209,7 @@ pub fn receive(
 /// When it cannot be had, or does not fit.
 pub fn restore(config: VmConfig, options: Options, snapshot: &Snapshot) -> nacelle_vmm::Result<Started> {
     let (mailbox, messages) = channel();
+    let sandbox = config.sandbox.clone();
     let memory = snapshot.memory(&config.memory)?;
     let mut vm = Vm::restore(config, snapshot.state(), memory, mailbox.clone())?;
     if !options.paused {
@@ -200,6 +218,7 @@ pub fn restore(config: VmConfig, options: Options, snapshot: &Snapshot) -> nacel
     let begun = Begun {
         ran: true,
         rest: None,
+        sandbox,
     };
     drive(vm, options, begun, mailbox, messages)
 }
@@ -210,6 +229,8 @@ struct Begun {
     ran: bool,
     /// The rest of its memory is on its way, until this says that it is of no use.
     rest: Option<Cancel>,
+    /// How its threads are confined.
+    sandbox: Sandbox,
 }
 
 /// Gives a machine to a thread of its own.
@@ -220,6 +241,7 @@ fn drive(
     mailbox: Sender<Message>,
     messages: Receiver<Message>,
 ) -> nacelle_vmm::Result<Started> {
+    let profile = Arc::new(vm.profile().clone());
     let console = vm.console(0)?;
     let agent = vm.console(1).ok();
     let state = if options.paused {
@@ -232,6 +254,7 @@ fn drive(
         resets: 0,
         panicked: false,
         disk_error: None,
+        plugged: Vec::new(),
     });
     let (moving, moves) = watch::channel(None);
     let (end, ended) = oneshot::channel();
@@ -241,9 +264,10 @@ fn drive(
         messages,
         queue: VecDeque::new(),
         status: announce,
-        on_reset: options.on_reset,
+        options,
         begun: begun.ran,
         rest: begun.rest,
+        sandbox: begun.sandbox,
         reset_waits: false,
         deadline: None,
         reboot_until: None,
@@ -255,7 +279,11 @@ fn drive(
     std::thread::Builder::new()
         .name("driver".into())
         .spawn(move || {
-            let _ = end.send(thread.run());
+            let ended = match thread.sandbox.enter(Role::Owner) {
+                Ok(()) => thread.run(),
+                Err(error) => End::Failed(nacelle_vmm::Error::io("confine the thread driver")(error)),
+            };
+            let _ = end.send(ended);
         })
         .map_err(nacelle_vmm::Error::io("start the thread driver"))?;
     Ok(Started {
@@ -263,6 +291,7 @@ fn drive(
             mailbox,
             status,
             moving: moves,
+            profile,
         },
         console,
         agent,
@@ -276,11 +305,12 @@ struct Thread {
     messages: Receiver<Message>,
     queue: VecDeque<Request>,
     status: watch::Sender<Status>,
-    on_reset: OnReset,
+    options: Options,
     /// The guest has run.
     begun: bool,
     /// Ends the arrival of its memory: who waits for a page of it cannot end.
     rest: Option<Cancel>,
+    sandbox: Sandbox,
     /// The guest asked for a reset and was paused before it happened.
     reset_waits: bool,
     /// When a guest that was asked to power off is killed.
@@ -428,10 +458,7 @@ impl Thread {
                     self.resume()?;
                     self.enter(State::Running);
                 }
-                self.vm.power_button()?;
-                let asked = Instant::now().checked_add(grace);
-                self.deadline = [self.deadline, asked].into_iter().flatten().min();
-                self.enter(State::Stopping);
+                self.stop(grace)?;
             }
             Command::Kill => return Ok(After::Ends(End::Killed)),
             Command::Reset => {
@@ -444,13 +471,24 @@ impl Thread {
                 self.reboot_until = Instant::now().checked_add(within);
             }
             // They come with more, and are begun by that.
-            Command::Migrate | Command::Snapshot => return Err(Denied::NotMigrating.into()),
+            Command::Migrate | Command::Snapshot | Command::Attach | Command::Detach => {
+                return Err(Denied::NotMigrating.into());
+            }
             Command::CancelMigration => return self.cancel_migration(),
             Command::TakeBack => return self.take_back(),
             Command::Balloon { bytes } => self.vm.balloon(bytes)?,
             Command::Stats => return Ok(After::Goes(Answer::Stats(self.vm.stats().into()))),
         }
         Ok(After::Goes(Answer::Done))
+    }
+
+    /// Asks the guest to power off, and kills it when it does not.
+    fn stop(&mut self, grace: Duration) -> nacelle_vmm::Result<()> {
+        self.vm.power_button()?;
+        let asked = Instant::now().checked_add(grace);
+        self.deadline = [self.deadline, asked].into_iter().flatten().min();
+        self.enter(State::Stopping);
+        Ok(())
     }
 
     fn resume(&mut self) -> nacelle_vmm::Result<()> {

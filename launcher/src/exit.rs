@@ -27,7 +27,7 @@ pub enum Status {
     Host = 7,
     /// The guest failed: its kernel could not be started, or a processor or a device could not go on.
     Guest = 8,
-    /// The machine was killed: on demand, or because the guest did not power off within its grace period.
+    /// The machine was killed: on demand, or because the guest did not power off within its grace period, or feed its watchdog.
     Killed = 9,
     /// Another process has the machine; the one that was started first waits for it, and never ends by this.
     HandedOn = 10,
@@ -58,7 +58,7 @@ Exit status:
   6  a disk is in use by another machine
   7  the host has too little memory, or refuses what the machine needs
   8  the guest failed: wrong kernel, or a processor or device could not go on
-  9  the machine was killed: on demand, or at the end of its grace period";
+  9  the machine was killed: on demand, at the end of its grace period, or by its watchdog";
 
 /// The launcher's error.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +196,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// KVM does not say what it has.
+    #[error("what guests can be shown of this host's processor is not known")]
+    Processor {
+        /// Why.
+        source: nacelle_vmm::Error,
+    },
     /// The machine could not be built or did not do as told.
     #[error("machine {name}")]
     Machine {
@@ -242,7 +248,7 @@ impl Error {
             Error::NameInUse { .. } | Error::Answer { .. } => Status::Failed,
             Error::File { .. } | Error::Io { .. } | Error::Listen { .. } => Status::Failed,
             Error::NotReceived(source) => of_machine(source),
-            Error::Machine { source, .. } => of_machine(source),
+            Error::Machine { source, .. } | Error::Processor { source } => of_machine(source),
         }
     }
 }

@@ -58,7 +58,9 @@ impl Live<'_> {
             grace_period: Duration::from_secs(plan.grace_period),
             started: self.estate.started,
             origin: self.estate.origin.clone(),
+            volumes: None,
             estate: Some(Arc::clone(&self.estate)),
+            departures: None,
         };
         let listener = http::Listener::Unix(self.endpoint);
         let server = tokio::spawn(http::serve(listener, plan.names.name.clone(), machine));
@@ -92,7 +94,7 @@ pub fn status(name: &str, end: End, handed_on: bool) -> Result<Status> {
             log::info!("{name} was moved and runs elsewhere");
             Ok(Status::Done)
         }
-        End::Killed | End::GraceExpired => {
+        End::Killed | End::GraceExpired | End::Watchdog => {
             log::warn!("{name}: {end}");
             Ok(Status::Killed)
         }

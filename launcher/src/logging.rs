@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use clap::ValueEnum;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::convert::Names;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -14,8 +17,24 @@ pub enum Format {
     /// `warning: text`, in colour on a terminal.
     #[default]
     Human,
-    /// One JSON object a line: `time`, `level`, `target`, `message`.
+    /// One JSON object a line: `time`, `level`, `target`, `message`, and in a pod `namespace`, `name`, `uid` of its machine.
     Json,
+}
+
+static INSTANCE: OnceLock<Names> = OnceLock::new();
+
+/// Says whose lines follow; there is one machine in a process.
+pub fn instance(instance: Names) {
+    // The second time it is the same.
+    let _ = INSTANCE.set(instance);
+}
+
+fn fields(instance: &Names) -> [(&'static str, &str); 3] {
+    [
+        ("namespace", &instance.namespace),
+        ("name", &instance.name),
+        ("uid", &instance.uid),
+    ]
 }
 
 /// While a terminal is raw, a line ends with a carriage return too.
@@ -49,7 +68,7 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            let mut line = self.line(record, SystemTime::now());
+            let mut line = self.line(record, INSTANCE.get(), SystemTime::now());
             line.push('\n');
             if RAW.load(Ordering::Relaxed) {
                 line = line.replace('\n', "\r\n");
@@ -62,15 +81,22 @@ impl Log for Logger {
 }
 
 impl Logger {
-    fn line(&self, record: &Record<'_>, now: SystemTime) -> String {
+    fn line(&self, record: &Record<'_>, instance: Option<&Names>, now: SystemTime) -> String {
+        let fields = instance.iter().flat_map(|names| fields(names));
         match self.format {
-            Format::Json => serde_json::json!({
-                "time": humantime::format_rfc3339_millis(now).to_string(),
-                "level": record.level().as_str().to_ascii_lowercase(),
-                "target": record.target(),
-                "message": record.args().to_string(),
-            })
-            .to_string(),
+            Format::Json => {
+                let mut line = serde_json::Map::new();
+                let time = humantime::format_rfc3339_millis(now).to_string();
+                line.insert("time".into(), time.into());
+                line.insert(
+                    "level".into(),
+                    record.level().as_str().to_ascii_lowercase().into(),
+                );
+                line.insert("target".into(), record.target().into());
+                line.insert("message".into(), record.args().to_string().into());
+                line.extend(fields.map(|(field, value)| (field.to_owned(), value.into())));
+                serde_json::Value::Object(line).to_string()
+            }
             Format::Human => {
                 let (word, colour) = match record.level() {
                     Level::Error => ("error: ", "31"),
@@ -85,6 +111,9 @@ impl Logger {
                     line.push_str(word);
                 }
                 let _ = write!(line, "{}", record.args());
+                for (field, value) in fields {
+                    let _ = write!(line, " {field}={value}");
+                }
                 line
             }
         }
@@ -99,19 +128,36 @@ mod tests {
 
     #[test]
     fn lines_for_people_and_for_programs() {
-        let line = |format| {
+        let line = |format, instance: Option<&Names>| {
             let logger = Logger {
                 format,
                 colour: false,
             };
             let mut record = Record::builder();
             record.level(Level::Warn).target("nacelle::run");
-            logger.line(&record.args(format_args!("say \"{}\"", 1)).build(), UNIX_EPOCH)
+            logger.line(
+                &record.args(format_args!("say \"{}\"", 1)).build(),
+                instance,
+                UNIX_EPOCH,
+            )
         };
-        assert_eq!(line(Format::Human), "nacelle: warning: say \"1\"");
-        let object: serde_json::Value = serde_json::from_str(&line(Format::Json)).unwrap();
-        assert_eq!(object["message"], "say \"1\"");
-        assert_eq!(object["level"], "warn");
-        assert_eq!(object["time"], "1970-01-01T00:00:00.000Z");
+        let instance = Names {
+            namespace: "n".into(),
+            name: "a".into(),
+            uid: "u".into(),
+        };
+        assert_eq!(line(Format::Human, None), "nacelle: warning: say \"1\"");
+        assert_eq!(
+            line(Format::Human, Some(&instance)),
+            "nacelle: warning: say \"1\" namespace=n name=a uid=u"
+        );
+        let object: serde_json::Value = serde_json::from_str(&line(Format::Json, Some(&instance))).unwrap();
+        assert_eq!(
+            object,
+            serde_json::json!({"time": "1970-01-01T00:00:00.000Z", "level": "warn", "target": "nacelle::run",
+                "message": "say \"1\"", "namespace": "n", "name": "a", "uid": "u"})
+        );
+        let object: serde_json::Value = serde_json::from_str(&line(Format::Json, None)).unwrap();
+        assert!(object.get("uid").is_none(), "{object}");
     }
 }

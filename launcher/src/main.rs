@@ -9,10 +9,16 @@ use nacelle_launcher::exit::Chain;
 use nacelle_launcher::manage::console;
 use nacelle_launcher::storage::layout::Layout;
 use nacelle_launcher::storage::{paths, pull};
-use nacelle_launcher::{Error, Status, logging, node, run, upgrade};
+use nacelle_launcher::{Error, Status, explain, logging, node, processor, run, upgrade};
+use nacelle_vmm::sandbox;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.command.runs_a_machine()
+        && let Err(error) = sandbox::close_inherited()
+    {
+        log::debug!("descriptors that were open stay so: {error}");
+    }
     logging::start(cli.log, cli.level());
     let status = command(cli.command).unwrap_or_else(|error| {
         log::error!("{}", Chain(&error));
@@ -35,7 +41,13 @@ fn command(command: Command) -> Result<Status, Error> {
         }
         Command::Console(machine) => console::run(&machine.name).map(|()| Status::Done),
         Command::Pod(command) => command.run(),
+        Command::Explain(arguments) => Err(explain::hand_over(&arguments)),
         Command::Node(args) => node::run(&args).map(|()| Status::Done),
+        Command::Cpu { report: None } => {
+            let text = processor::text(&processor::host()?);
+            print(|out| out.write_all(text.as_bytes()))
+        }
+        Command::Cpu { report: Some(file) } => processor::report(&file).map(|()| Status::Done),
         Command::Pull { image, images } => {
             let layout = Layout::new(paths::images(images.as_deref())?);
             let digest = pull::fetch_image(&layout, &image)?;

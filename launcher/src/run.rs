@@ -14,6 +14,7 @@ use nacelle_api::{
 use nacelle_vmm::VmConfig;
 use nacelle_vmm::config::{HypervisorConfig, VsockHost};
 use nacelle_vmm::migrate::Cancel;
+use nacelle_vmm::sandbox::{Role, Sandbox};
 use nacelle_vmm::snapshot::Snapshot;
 use tokio::task::spawn_blocking;
 
@@ -120,11 +121,7 @@ fn machine(origin: &Origin, begin: Begin) -> Result<Status> {
 }
 
 fn plan(origin: &Origin) -> Result<Plan> {
-    let plan = read(&origin.name, &origin.manifest, &origin.arguments)?;
-    for note in &plan.notes {
-        log::warn!("{note}");
-    }
-    Ok(plan)
+    read(&origin.name, &origin.manifest, &origin.arguments)
 }
 
 /// Where this host keeps things.
@@ -221,6 +218,7 @@ pub fn read(manifest: &str, text: &str, args: &RunArgs) -> Result<Plan> {
                 Error::Usage(format!("{manifest} has no metadata.name; give one by --name"))
             })?,
             namespace: metadata.namespace.unwrap_or_else(|| "default".into()),
+            uid: String::new(),
         };
     let kernel = args.kernel.as_ref().map(|kernel| KernelFiles {
         kernel: kernel.clone(),
@@ -278,6 +276,7 @@ async fn drive(
         },
         hypervisor: HypervisorConfig::Kvm(args.kvm.clone()),
     };
+    confine()?;
     let options = driver::Options::from(plan);
     let behind = disks.iter().map(Behind::from).collect();
     let booted = boot.clone();
@@ -341,6 +340,15 @@ async fn drive(
     ended
 }
 
+/// From here on this process, and what it starts, has only the system calls and privileges that a machine needs.
+///
+/// # Errors
+/// When the kernel does not let it.
+pub(crate) fn confine() -> Result<()> {
+    let confined = Sandbox::default().enter(Role::Process);
+    confined.map_err(Error::io("confine this process"))
+}
+
 /// Waits for a machine that comes from elsewhere, unless this process is told to end.
 async fn arrive(
     plan: &Plan,
@@ -350,7 +358,7 @@ async fn arrive(
     signals: &mut Signals,
 ) -> Result<Started> {
     let cancel = Cancel::new();
-    let listener = Listener::bind(&args.listen, || args.tls.files(), cancel.clone())?;
+    let listener = Listener::bind(&args.listen, || args.tls.files()?.server(), cancel.clone())?;
     log::info!("waiting for {} at {}", plan.names.name, listener.address());
     let wish = cancel.clone();
     let arrival =

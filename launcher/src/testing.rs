@@ -176,6 +176,13 @@ pub fn receive(path: &Path, until: Option<Phase>) -> std::thread::JoinHandle<nac
     })
 }
 
+/// Whether somebody else has a lock on the file.
+pub fn is_locked(file: &std::fs::File) -> bool {
+    let lock = rustix::fs::fcntl_lock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    let _ = rustix::fs::fcntl_lock(file, rustix::fs::FlockOperation::Unlock);
+    lock.is_err()
+}
+
 /// What a guest agent that is in order answers to a command.
 pub fn answer_as_agent(name: &str, arguments: &Value, frozen: &mut bool) -> Vec<u8> {
     let answer = match name {
@@ -203,6 +210,17 @@ pub fn answer_as_agent(name: &str, arguments: &Value, frozen: &mut bool) -> Vec<
             *frozen = false;
             json!({"return": 1})
         }
+        // The number of a program that ends is its status.
+        "guest-exec" => {
+            let pid = match arguments["path"].as_str() {
+                Some("true") => 0,
+                Some("false") => 1,
+                _ => 2,
+            };
+            json!({"return": {"pid": pid}})
+        }
+        "guest-exec-status" if arguments["pid"] == 2 => json!({"return": {"exited": false}}),
+        "guest-exec-status" => json!({"return": {"exited": true, "exitcode": arguments["pid"]}}),
         "guest-ping" => json!({"return": {}}),
         other => json!({"error": {"class": "CommandNotFound", "desc": format!("no {other} here")}}),
     };
@@ -265,7 +283,9 @@ impl Served {
             agent,
             vcpus: 1,
             memory: MEMORY,
+            volumes: None,
             estate: None,
+            departures: Some(std::sync::Arc::default()),
             grace_period: Duration::from_secs(3600),
             started: Instant::now(),
             origin: Origin::default(),

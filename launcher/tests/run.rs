@@ -73,10 +73,45 @@ fn what_was_prepared_is_there_when_the_machine_starts() {
     assert!(log.contains("unpacking /boot/vmlinux"), "{log}");
     let mut guest = Running::start(bed.guest(&vm, &[]));
     guest.wait_for("nacelle-guest ready");
+    is_confined(guest.child.id());
     guest.type_in("poweroff -f\n");
     let (status, said, log) = guest.end();
     assert_eq!(status.code(), Some(0), "{said} {log}");
     assert!(!log.contains("unpacking"), "{log}");
+}
+
+/// Every thread of a machine's process has its filter, and the process leaves no core file.
+fn is_confined(process: u32) {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    assert_eq!(
+        core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(),
+        ["0", "0"]
+    );
+    let mut kinds = Vec::new();
+    for task in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        for line in ["NoNewPrivs:\t1\n", "Seccomp:\t2\n"] {
+            assert!(status.contains(line), "{line} is not in {status}");
+        }
+        kinds.push(
+            status
+                .lines()
+                .next()
+                .unwrap()
+                .trim_start_matches("Name:\t")
+                .to_owned(),
+        );
+    }
+    for kind in ["nacelle", "driver", "vcpu0", "io0"] {
+        assert!(
+            kinds.iter().any(|known| known == kind),
+            "no {kind} among {kinds:?}"
+        );
+    }
 }
 
 /// The manifest that people have, its memory made small for software KVM.
@@ -173,6 +208,21 @@ fn where_a_reboot_is_to_end_the_machine_it_does() {
     let (status, said, log) = guest.end();
     assert_eq!(status.code(), Some(0), "{said} {log}");
     assert_eq!(said.matches("nacelle-guest ready").count(), 1);
+}
+
+#[test]
+fn a_guest_that_stops_feeding_its_watchdog_is_powered_off_where_that_is_its_action() {
+    let bed = Bed::new();
+    let dog = ", watchdog: {name: dog, i6300esb: {action: poweroff}}";
+    let vm = manifest("watched", "", dog, "");
+    let mut guest = Running::start(bed.guest(&vm, &[]));
+    guest.type_in("watchdog -t 1 -T 8 /dev/watchdog; kill -9 $(pidof watchdog)\n");
+    let (status, said, log) = guest.end();
+    assert_eq!(status.code(), Some(9), "{said} {log}");
+    assert!(
+        log.contains("watched: the guest did not feed its watchdog, and was powered off"),
+        "{log}"
+    );
 }
 
 #[test]

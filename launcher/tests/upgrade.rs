@@ -98,7 +98,8 @@ fn goes_on(words: &[&str]) {
     let before = pid(&bed);
     // What cannot take it over leaves it where it is.
     for (binary, reason) in [
-        ("/bin/false", "the connection"),
+        // It ends at once: before the first word is sent to it, or after.
+        ("/bin/false", "machine keeper: cannot"),
         ("/nowhere/nacelle", "No such file"),
     ] {
         let (code, _, log) = ask(&bed, &["upgrade", "keeper", "--binary", binary]);

@@ -5,7 +5,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 name=${NACELLE_CLUSTER:-nacelle}
 run=/var/lib/nacelle-cluster/$name
 bin=$run/bin
-cp_ip=10.88.0.1
+cp_ip=10.88.0.1 cp_ip6=fd00:10:88::1
 [ "$(id -u)" = 0 ] || die "a cluster is made of namespaces and mounts: run this as root"
 
 # in_cp COMMAND...: runs it where the control plane is.

@@ -32,6 +32,13 @@ cached() {
   echo "$dir"
 }
 
+# discard PATH...: removes what is many files. Where the file system tells its disk of each one (`discard`, mount(8)) that takes
+# minutes: nobody waits for it, nor holds a lock meanwhile.
+discard() {
+  mv "$@" "$(mktemp -d "$cache/.gone.XXXXXX")"
+  (setsid nice rm -rf "$cache"/.gone.* 9>&- </dev/null >/dev/null 2>&1 &)
+}
+
 # package NAME: NAME=VERSION of the Debian package that apt would install; for a metapackage the one that it stands for.
 # Asking apt takes half a second: the answer is kept until apt's lists change.
 package() {

@@ -1,13 +1,14 @@
 # What tests/lab/* have in common: the test programs that `cargo test --workspace` built. Other words for cargo would
 # choose other features, and so build everything a second time.
+cargo test --locked -q --workspace --no-run
+# A program a line: its name, the directory of its package, its path.
+built=$(cargo test --locked --workspace --no-run --message-format json 2>/dev/null |
+  sed -n 's/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\2 \1 \3/p')
 
-# program NAME KIND...: the path of the tests NAME; KIND is `--test NAME`, or `--lib`.
+# program NAME: the directory of a package, and the path of its tests NAME (or of its library's, NAME with _ for -).
 program() {
-  local name=$1 found
-  shift
-  found=$(cargo test --locked --workspace --no-run "$@" --message-format json 2>/dev/null |
-    sed -n "s/.*\"name\":\"$name\".*\"executable\":\"\([^\"]*\)\".*/\1/p" | tail -1)
-  [ -x "$found" ] || { echo "cargo did not say where the tests $name are" >&2; return 1; }
+  local found
+  found=$(sed -n "s/^$1 //p" <<<"$built" | tail -1)
+  [ -x "${found#* }" ] || { echo "cargo did not say where the tests $1 are" >&2; return 1; }
   echo "$found"
 }
-cargo test --locked -q --workspace --no-run

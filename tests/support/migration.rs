@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Debug;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use nacelle_vmm::migrate::{
     Arrived, Cancel, Limits, Options, Phase, Progress, Report, Stream, Watch, receive, send,
 };
-use nacelle_vmm::{Result, Vm, VmConfig, VmEvent};
+use nacelle_vmm::{Error, Result, Vm, VmConfig, VmEvent};
 
 /// What a connection does beside carrying bytes.
 #[derive(Default)]
@@ -95,6 +96,12 @@ pub struct Route {
     pub handover: bool,
     /// Where all that the source sends is kept, if anywhere.
     pub record: Option<Arc<Mutex<Vec<u8>>>>,
+}
+
+/// It was given up at both sides for want of time: not at once, and before so many seconds were over.
+pub fn gave_up<T: Debug, U: Debug>(sent: &Result<T>, received: &Result<U>, before: u64) {
+    let in_time = matches!(sent, Err(Error::NotConverging { seconds, .. }) if (1..before).contains(seconds));
+    assert!(in_time && received.is_err(), "{sent:?}, {received:?}");
 }
 
 impl Route {

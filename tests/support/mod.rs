@@ -101,6 +101,9 @@ pub fn disk(path: impl Into<PathBuf>) -> DeviceKind {
         serial: "nacelle-test".into(),
         queues: 1,
         block_size: None,
+        discard_granularity: None,
+        io: Default::default(),
+        shared: false,
         limit: None,
         on_error: Default::default(),
     })

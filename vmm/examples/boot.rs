@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for event in events {
         match event {
             VmEvent::Shutdown => break,
-            VmEvent::Reset => vm.reset()?,
+            VmEvent::Reset | VmEvent::Watchdog => vm.reset()?,
             VmEvent::VcpuFailed { error, .. } => return Err(error.into()),
             VmEvent::DiskFailed { error, .. } => return Err(error.into()),
             VmEvent::Detached { id } => vm.remove(&id)?,

@@ -17,8 +17,9 @@ use crate::hypervisor::{Hypervisor, Partition};
 use crate::irq::MsiRoutes;
 use crate::migrate::message::{Description, DeviceDescription};
 use crate::power::Power;
+use crate::sandbox::{Role, Sandbox};
 use crate::vcpu::cpuid::{self, Topology};
-use crate::vcpu::model;
+use crate::vcpu::features::Base;
 use crate::vcpu::profile::Profile;
 use crate::vcpu::state::VcpuState;
 use crate::vcpu::throttle::Share;
@@ -43,6 +44,8 @@ pub(crate) struct Parts {
     pub description: Description,
     /// Percentage of time that the vCPUs are held still.
     pub share: Share,
+    /// How threads are confined.
+    pub sandbox: Sandbox,
 }
 
 /// Builds the parts around `memory`.
@@ -70,7 +73,8 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
         ports: Arc::new(Bus::new()),
         memory: Arc::new(Bus::new()),
     };
-    let workers = workers(config.io_threads)?;
+    let sandbox = config.sandbox;
+    let workers = workers(config.io_threads, &sandbox)?;
     let first = workers.first().ok_or_else(|| Error::ThreadEnded("I/O".into()))?;
     let (console, host) = UnixStream::pair().map_err(Error::io("make a socket for the console"))?;
     let platform = Platform::new(
@@ -89,7 +93,7 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
         buses: buses.clone(),
         msi: Arc::new(MsiRoutes::new(Arc::clone(&partition))),
         workers,
-        pool: Pool::new(),
+        pool: pool(sandbox.clone()),
         scratch: config.scratch,
         lock,
         power: Arc::clone(&power),
@@ -99,6 +103,7 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
         config.transport,
         config.devices,
         config.hot_plug_slots,
+        config.watchdog,
         config.opened,
     )?;
 
@@ -106,23 +111,23 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
     let count = config.cpus.count()?;
     let apic_ids: Vec<u8> = (0..count).map(|index| topology.apic_id(index)).collect();
     let supported = hypervisor.supported_cpuid()?;
-    let model = config
-        .cpu_model
-        .and_then(|name| Some((name.clone(), model::profile(&name)?)));
     let mut vcpus = Vec::new();
     let mut power_on = Vec::new();
     let share = Share::default();
-    let mut profile = Profile::default();
+    let (mut profile, mut most) = (Profile::default(), Profile::default());
     for (index, &apic_id) in (0..count).zip(&apic_ids) {
         let mut vcpu = partition.create_vcpu(apic_id)?;
         let mut leaves = cpuid::leaves(&supported, &topology, apic_id, hypervisor.has_tsc_deadline());
-        if let Some((name, model)) = &model {
-            model::cut(&mut leaves, model).map_err(|missing| Error::Config {
-                field: "cpu_model",
-                reason: format!("this host has no {name}: it lacks {}", missing.join(", ")),
-            })?;
-        }
+        most = Profile::of(&leaves);
+        let shown = config.cpu_features.show(&mut leaves);
+        shown.map_err(|unfit| Error::Config {
+            field: "cpu_features",
+            reason: unfit.to_string(),
+        })?;
         profile = Profile::of(&leaves);
+        if config.cpu_features.base != Base::Named {
+            most = profile.clone();
+        }
         let leaves = kvm_bindings::CpuId::from_entries(&leaves)
             .map_err(|_| Error::Capability("room for the guest's CPUID"))?;
         vcpu.set_cpuid(&leaves)?;
@@ -134,6 +139,7 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
             buses.clone(),
             power,
             share.clone(),
+            sandbox.clone(),
         )?);
     }
 
@@ -154,7 +160,9 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
         memory: size,
         transport: config.transport,
         devices: described,
+        watchdog: config.watchdog,
         profile,
+        most,
         ..Description::default()
     };
     let power_on = PowerOn {
@@ -175,6 +183,7 @@ pub(crate) fn parts(mut config: VmConfig, memory: Memory, power: Power, lock: Lo
         power_on,
         description,
         share,
+        sandbox,
     })
 }
 
@@ -197,12 +206,19 @@ fn after_reset(mut state: VcpuState) -> VcpuState {
     state
 }
 
-fn workers(threads: IoThreads) -> Result<Vec<Worker>> {
+fn pool(sandbox: Sandbox) -> Pool {
+    Pool::with(move || sandbox.enter(Role::Disk))
+}
+
+fn workers(threads: IoThreads, sandbox: &Sandbox) -> Result<Vec<Worker>> {
     let count = match threads {
         IoThreads::Shared => 1,
         IoThreads::Pool(count) => count.max(1),
     };
-    let spawn = |index| Worker::spawn(&format!("io{index}"));
+    let spawn = |index| {
+        let sandbox = sandbox.clone();
+        Worker::spawn_with(&format!("io{index}"), move || sandbox.enter(Role::Io))
+    };
     (0..count)
         .map(spawn)
         .collect::<nacelle_devices::Result<_>>()

@@ -11,7 +11,9 @@ pub use nacelle_devices::virtio::blk::ErrorPolicy;
 use serde::{Deserialize, Serialize};
 
 use crate::device::free_slot;
-use crate::vcpu::model;
+use crate::sandbox::Sandbox;
+pub use crate::vcpu::features::{Base, CpuFeatures, Policy};
+use crate::vcpu::profile::Profile;
 use crate::{Error, Result};
 
 /// Most vCPUs of a machine: what xAPIC addressing and our tests cover.
@@ -24,9 +26,8 @@ pub const MEMORY_STEP: u64 = 2 << 20;
 pub struct VmConfig {
     /// Processors.
     pub cpus: CpuConfig,
-    /// Which processor the guest is shown, by a name of [`crate::vcpu::model::names`]; the host's where there is
-    /// none.
-    pub cpu_model: Option<String>,
+    /// Which features of the host's processor the guest is shown: all of them by default.
+    pub cpu_features: CpuFeatures,
     /// Memory.
     pub memory: MemoryConfig,
     /// What runs first.
@@ -40,6 +41,9 @@ pub struct VmConfig {
     /// Slots of the PCI bus for devices that come while the guest runs ([`crate::Vm::attach`]), after the last that is
     /// taken; 8 by default. A guest spends time on each when it boots.
     pub hot_plug_slots: u8,
+    /// A watchdog on the PCI bus (i6300esb): a guest that feeds it and then stops is told of
+    /// ([`crate::VmEvent::Watchdog`]).
+    pub watchdog: bool,
     /// Threads that serve the devices.
     pub io_threads: IoThreads,
     /// Seconds by which the guest's hardware clock is ahead of UTC.
@@ -50,6 +54,8 @@ pub struct VmConfig {
     pub hypervisor: HypervisorConfig,
     /// What another process of this host had open for this machine, which goes on here.
     pub opened: Opened,
+    /// How its threads are confined: by the filters of this library unless an embedder brings its own.
+    pub sandbox: Sandbox,
 }
 
 /// What a machine has open, for a process of the same host that goes on with it: [`crate::Vm::handover`] gives it there,
@@ -68,18 +74,20 @@ impl Default for VmConfig {
     fn default() -> Self {
         VmConfig {
             cpus: CpuConfig::default(),
-            cpu_model: None,
+            cpu_features: CpuFeatures::default(),
             memory: MemoryConfig::default(),
             boot: BootConfig::default(),
             identity: Identity::default(),
             devices: Vec::new(),
             transport: Transport::default(),
             hot_plug_slots: 8,
+            watchdog: false,
             io_threads: IoThreads::default(),
             clock_offset: 0,
             scratch: std::env::temp_dir(),
             hypervisor: HypervisorConfig::default(),
             opened: Opened::default(),
+            sandbox: Sandbox::default(),
         }
     }
 }
@@ -311,11 +319,27 @@ pub struct DiskConfig {
     pub queues: u16,
     /// Logical and physical block size in bytes, where they are not the file's own.
     pub block_size: Option<(u32, u32)>,
+    /// What the guest discards at once, in bytes, where that is not the physical block size.
+    pub discard_granularity: Option<u32>,
+    /// How its operations reach the host's kernel.
+    pub io: DiskIo,
+    /// Other machines may write it at the same time, whose disks are shared, too (KubeVirt's `shareable`).
+    pub shared: bool,
     /// Most bytes and operations a second.
     pub limit: Option<RateLimit>,
     /// What happens when the file or block device fails (KubeVirt's `errorPolicy`). To stop means
     /// [`crate::VmEvent::DiskFailed`].
     pub on_error: ErrorPolicy,
+}
+
+/// How the operations of a disk reach the host's kernel (KubeVirt's `io`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskIo {
+    /// By io_uring where the process may use it and the disk is raw, else by threads; at once where the file is in memory.
+    #[default]
+    Native,
+    /// By threads.
+    Threads,
 }
 
 /// What a disk file holds.
@@ -461,14 +485,8 @@ impl VmConfig {
     pub fn validate(&self) -> Result<()> {
         let wrong = |field, reason: String| Err(Error::Config { field, reason });
         self.cpus.count()?;
-        if let Some(name) = self
-            .cpu_model
-            .as_deref()
-            .filter(|name| model::profile(name).is_none())
-        {
-            let known: Vec<_> = model::names().collect();
-            let reason = format!("there is no model {name}; there are {}", known.join(", "));
-            return wrong("cpu_model", reason);
+        if let Some(name) = self.cpu_features.names().find(|name| !Profile::knows(name)) {
+            return wrong("cpu_features", format!("no feature is known by the name {name}"));
         }
         let step = self.memory.pages.bytes().max(MEMORY_STEP);
         if self.memory.size == 0 || !self.memory.size.is_multiple_of(step) {
@@ -512,16 +530,14 @@ mod tests {
         config().validate().unwrap();
     }
 
-    const PENTIUM: &str = "cpu_model: there is no model Pentium; there are x86-64-v1, x86-64-v2, x86-64-v3, \
-        x86-64-v4, Nehalem, Nehalem-IBRS, Westmere, SandyBridge, IvyBridge, Haswell-noTSX, Broadwell-noTSX, \
-        Skylake-Client-noTSX-IBRS, Skylake-Server-noTSX-IBRS, Cascadelake-Server-noTSX, Icelake-Server-noTSX, \
-        EPYC, EPYC-IBPB, EPYC-Rome, EPYC-Milan";
-
     #[test]
     fn what_cannot_be_is_named() {
         type Change = fn(&mut VmConfig);
         let cases: [(Change, &str); 6] = [
-            (|c| c.cpu_model = Some("Pentium".into()), PENTIUM),
+            (
+                |c| c.cpu_features.base = Base::Only(["sse2", "mmx7"].into_iter().collect()),
+                "cpu_features: no feature is known by the name mmx7",
+            ),
             (
                 |c| c.cpus.cores = 65,
                 "cpus: 65 vCPUs, must be 1 to 64 (sockets × cores × threads)",

@@ -11,6 +11,8 @@ pub enum VmEvent {
     Shutdown,
     /// The guest says that it panicked (pvpanic); it may go on, to write a dump.
     Panicked,
+    /// The guest did not feed its watchdog ([`crate::VmConfig::watchdog`]) and goes on; what its user wants done follows.
+    Watchdog,
     /// A vCPU cannot go on. The others wait.
     VcpuFailed {
         /// Which vCPU.

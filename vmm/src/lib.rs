@@ -16,6 +16,7 @@ pub mod irq;
 pub mod memory;
 pub mod migrate;
 mod power;
+pub mod sandbox;
 pub mod snapshot;
 pub mod stats;
 pub mod vcpu;

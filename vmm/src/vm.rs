@@ -21,6 +21,7 @@ use crate::device::{DeviceManager, DevicesState, KernelWrites};
 use crate::hypervisor::{Partition, PartitionState};
 use crate::migrate::message::Description;
 use crate::power::Power;
+use crate::sandbox::Sandbox;
 use crate::stats::Stats;
 use crate::vcpu::VcpuHandle;
 use crate::vcpu::profile::Profile;
@@ -69,6 +70,7 @@ pub struct Vm {
     disks_free: bool,
     /// What the host's kernel writes to its memory, while that is noted.
     kernel_writes: Weak<KernelWrites>,
+    sandbox: Sandbox,
 }
 
 /// The machine as it is when it is switched on, to come back to.
@@ -157,6 +159,11 @@ impl Vm {
         Ok(())
     }
 
+    /// What the guest is shown of the processor.
+    pub fn profile(&self) -> &Profile {
+        &self.description.profile
+    }
+
     /// The guest goes on seeing the processor that it saw elsewhere, which this host must be able to show.
     fn take_profile(&mut self, vcpus: &[VcpuState]) -> Result<()> {
         let Some(leaves) = vcpus
@@ -167,7 +174,7 @@ impl Vm {
             return Ok(());
         };
         let shown = Profile::of(leaves);
-        shown.check(&self.description.profile)?;
+        shown.check(&self.description.most)?;
         self.description.profile = shown;
         Ok(())
     }
@@ -186,6 +193,7 @@ impl Vm {
             power_on,
             description,
             share,
+            sandbox,
         } = build::parts(config, memory, power, lock)?;
         Ok(Vm {
             vcpus,
@@ -204,6 +212,7 @@ impl Vm {
             paused: None,
             disks_free: lock == Lock::Later,
             kernel_writes: Weak::new(),
+            sandbox,
         })
     }
 

@@ -47,7 +47,11 @@ extern "C" fn main() -> c_int {
     let uptime = sys::now();
     let console = sys::open_console();
     say!("@init uptime={uptime}");
-    if let Err(error) = stamped.and(console).and_then(|()| tasks()) {
+    if let Err(error) = stamped
+        .and(console)
+        .and_then(|()| sys::load_modules())
+        .and_then(|()| tasks())
+    {
         say!("@failed {} errno={}", error.what, error.errno);
     }
     say!("@done");

@@ -115,6 +115,25 @@ pub fn open_console() -> Result<()> {
     Ok(())
 }
 
+/// Loads the drivers that lie in the initramfs, for a kernel that has them in files: `/modules/a`, `b` and so on, each after
+/// those that it needs.
+pub fn load_modules() -> Result<()> {
+    let mut path = *b"/modules/a\0";
+    while let Ok(path_now) = CStr::from_bytes_with_nul(&path)
+        && exists(path_now)
+    {
+        let file = open(path_now, libc::O_RDONLY | libc::O_CLOEXEC, "open a driver")?;
+        let words = [file as usize, c"".as_ptr() as usize, 0, 0, 0];
+        // SAFETY: the descriptor is open, and the parameters are a string that ends with a zero.
+        unsafe { call("load a driver", libc::SYS_finit_module, words) }?;
+        // SAFETY: it is ours, and nobody else's.
+        unsafe { libc::close(file) };
+        let [.., letter, _] = &mut path;
+        *letter += 1;
+    }
+    Ok(())
+}
+
 /// A line in the making; what is too long is cut.
 pub struct Line {
     bytes: [u8; 512],

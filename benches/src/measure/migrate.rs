@@ -15,16 +15,11 @@ use crate::process::Running;
 use crate::record::{Reading, Unit, reading};
 use crate::{guest, host};
 
-/// How fast the guest writes, in percent of what the link carries.
-const LOADS: [(&str, u64); 3] = [
-    ("idle", 0),
-    ("asked to write 65 % of the link", 65),
-    ("asked to write 90 % of the link", 90),
-];
 /// Of the guest's memory, it writes to this part.
 const PART: u32 = 4;
-/// How long it is watched before and after.
+/// How long it is watched before and after; in the lab, where each second is a thousand million instructions.
 const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE_IN_LAB: Duration = Duration::from_millis(500);
 /// Where targets listen; the network is the run's own.
 const PORT: u16 = 4000;
 
@@ -33,6 +28,7 @@ pub(super) struct Migrate {
     certificates: TempDir,
     /// Of the processor's counter, in a millisecond.
     ticks: u64,
+    settle: Duration,
 }
 
 impl Migrate {
@@ -41,6 +37,7 @@ impl Migrate {
             link: Link::make(bench.link)?,
             certificates: certificates(&bench.memory_dir)?,
             ticks: guest::ticks(),
+            settle: if bench.in_lab { SETTLE_IN_LAB } else { SETTLE },
         })
     }
 
@@ -60,7 +57,7 @@ impl Migrate {
         self.link
             .listens(port, bench.limit)
             .map_err(|error| told(error, &target))?;
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(self.settle);
 
         let carried = self.link.carried()?;
         let begun = Instant::now();
@@ -70,13 +67,14 @@ impl Migrate {
         let sent = self.link.carried()? - carried;
         let mut ticks = here.running()?.ticks();
         ticks.push(target.tick()?);
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(self.settle);
         ticks.extend(target.ticks());
         ticks.sort_unstable();
         there.run = Some(target);
         let moved = Move {
             begun,
             ended,
+            settle: self.settle,
             still,
             sent,
             ticks,
@@ -121,6 +119,7 @@ impl Place {
 struct Move {
     begun: Instant,
     ended: Instant,
+    settle: Duration,
     /// By the monitor's own account.
     still: Duration,
     sent: u64,
@@ -146,21 +145,31 @@ impl Measure for Migrate {
         let slow = !bench.in_lab && !host::has_hardware_kvm();
         // There, a datagram takes the guest some milliseconds.
         let pinger = Pinger::start(Duration::from_millis(if slow { 20 } else { 1 }))?;
-        for (port, (load, percent)) in (PORT..).zip(LOADS) {
-            pinger.write(self.link.rate * percent / 100);
+        for (port, percent) in (PORT..).zip(&bench.loads) {
+            let load = match percent {
+                0 => "idle".to_owned(),
+                percent => format!("asked to write {percent} % of the link"),
+            };
+            pinger.write(self.link.rate * u64::from(*percent) / 100);
             let moved = self.hop(bench, found, moves, &mut here, port);
             let (there, moved) = moved.map_err(|error| Error::Other(format!("{load}: {error}")))?;
             here = there;
-            readings.extend(moved.readings(load, percent > 0, &pinger.answers())?);
+            readings.extend(moved.readings(&load, *percent > 0, &pinger.questions(), &pinger.answers())?);
         }
         Ok(readings)
     }
 }
 
 impl Move {
-    fn readings(&self, load: &str, writes: bool, answers: &[Answer]) -> Result<Vec<Reading>> {
-        let before = (self.begun - SETTLE, self.begun);
-        let during = (self.begun, self.ended + SETTLE / 2);
+    fn readings(
+        &self,
+        load: &str,
+        writes: bool,
+        questions: &[Instant],
+        answers: &[Answer],
+    ) -> Result<Vec<Reading>> {
+        let before = (self.begun - self.settle, self.begun);
+        let during = (self.begun, self.ended + self.settle / 2);
         let times: Vec<Instant> = answers.iter().map(|answer| answer.at).collect();
         let mut readings = Vec::new();
         let mut time = |name: &str, time: Duration| {
@@ -192,6 +201,10 @@ impl Move {
         time(
             "… the pinger's longest gap before",
             gap(&times, before, "the pinger")?,
+        );
+        time(
+            "… the pinger's longest gap between two questions",
+            gap(questions, during, "the pinger itself")?,
         );
         time("still, as the monitor says", self.still);
         let own = answers

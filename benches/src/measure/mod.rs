@@ -128,6 +128,8 @@ pub struct Bench {
     pub phase_limit: u32,
     /// Mbit/s of the link of `migrate`.
     pub link: u32,
+    /// Percent of that which its guest writes, a move each.
+    pub loads: Vec<u32>,
     /// Most guests of `density`.
     pub count: u32,
     /// Disks of `blk` that were asked for; none: all that can be.

@@ -1,4 +1,4 @@
-//! `dataVolumeTemplates`: the part of CDI's DataVolume that a `VirtualMachine` may hold.
+//! CDI's DataVolume: a claim and where its contents come from; by itself, or among a machine's `dataVolumeTemplates`.
 
 use k8s_openapi::api::core::v1::{
     PersistentVolumeClaimSpec, TypedLocalObjectReference, TypedObjectReference, VolumeResourceRequirements,
@@ -8,7 +8,82 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_with::skip_serializing_none;
 
+use crate::conditions::Condition;
+use crate::object::object;
 use crate::{Empty, Freeform};
+
+object!(
+    /// A claim that is filled before anybody uses it.
+    DataVolume,
+    "datavolumes",
+    DataVolumeSpec,
+    DataVolumeStatus,
+    "cdi.kubevirt.io",
+    "v1beta1"
+);
+
+object!(
+    /// A name for where contents come from, so that DataVolumes need not say.
+    DataSource,
+    "datasources",
+    DataSourceSpec,
+    DataSourceStatus,
+    "cdi.kubevirt.io",
+    "v1beta1"
+);
+
+/// How far a DataVolume is.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataVolumeStatus {
+    /// The claim.
+    pub claim_name: Option<String>,
+    /// `Pending`, `ImportInProgress`, `Succeeded`, ...
+    pub phase: Option<String>,
+    /// `37.50%`, or `N/A`.
+    pub progress: Option<String>,
+    /// Times that the import began anew.
+    pub restart_count: Option<i32>,
+    /// `Bound`, `Running`, `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Where contents come from.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataSourceSpec {
+    /// Exactly one of its members.
+    #[serde(default)]
+    pub source: DataSourceSource,
+}
+
+/// Exactly one of its members.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataSourceSource {
+    /// A claim.
+    pub pvc: Option<NamespacedName>,
+    /// A VolumeSnapshot.
+    pub snapshot: Option<NamespacedName>,
+    /// Another DataSource.
+    pub data_source: Option<NamespacedName>,
+}
+
+/// What is reported of a DataSource.
+#[skip_serializing_none]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataSourceStatus {
+    /// The source, as it was found.
+    pub source: Option<DataSourceSource>,
+    /// `Ready`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
 
 /// A DataVolume that is made with the machine.
 #[skip_serializing_none]
@@ -52,6 +127,8 @@ pub struct DataVolumeSpec {
     pub final_checkpoint: Option<bool>,
     /// Whether to allocate all space at once.
     pub preallocation: Option<bool>,
+    /// Account of the importer pod.
+    pub service_account_name: Option<String>,
 }
 
 /// Exactly one of its members.
@@ -100,6 +177,8 @@ pub struct HttpSource {
     pub secret_extra_headers: Vec<String>,
     /// `algorithm:hash` that the file must have.
     pub checksum: Option<String>,
+    /// Whether certificates go unchecked.
+    pub insecure_skip_verify: Option<bool>,
 }
 
 /// Where an object lies in a store.

@@ -9,7 +9,9 @@
 //! from one that is misspelt. Nothing here does I/O, and no API client is linked.
 #![forbid(unsafe_code)]
 
+pub mod cdiconfig;
 pub mod conditions;
+pub mod cpu;
 pub mod credentials;
 pub mod datavolume;
 pub mod defaults;
@@ -20,12 +22,15 @@ pub mod features;
 pub mod firmware;
 pub mod instancetype;
 pub mod kubevirt;
+pub mod migration;
 pub mod network;
 mod object;
 pub mod parse;
 pub mod path;
+pub mod pool;
 pub mod preference;
 pub mod quantity;
+pub mod replicaset;
 pub mod support;
 pub mod validate;
 pub mod vm;
@@ -40,11 +45,14 @@ use serde::{Deserialize, Serialize};
 pub use instancetype::InstancetypeSpec;
 pub use k8s_openapi;
 pub use kubevirt::KubeVirt;
+pub use migration::VirtualMachineInstanceMigration;
 pub use parse::{Manifest, ParseError, Problem, parse};
 pub use path::FieldPath;
+pub use pool::VirtualMachinePool;
 pub use preference::PreferenceSpec;
-pub use support::{Support, support};
-pub use validate::{Cause, CauseKind, validate, validate_vm, validate_vmi};
+pub use replicaset::VirtualMachineInstanceReplicaSet;
+pub use support::{Support, support, support_disk};
+pub use validate::{Cause, CauseKind, validate, validate_disk, validate_vm, validate_vmi};
 pub use vm::{VirtualMachine, VirtualMachineSpec};
 pub use vmi::{VirtualMachineInstance, VirtualMachineInstanceSpec};
 

@@ -53,6 +53,25 @@ pub struct Interface {
     pub state: Option<String>,
 }
 
+impl Interface {
+    /// How many bindings it has; exactly one is right.
+    pub fn bindings(&self) -> usize {
+        let Interface {
+            bridge,
+            masquerade,
+            sriov,
+            passt_binding,
+            slirp,
+            macvtap,
+            passt,
+            binding,
+            ..
+        } = self;
+        let own = [bridge, masquerade, sriov, passt_binding, slirp, macvtap, passt];
+        own.into_iter().flatten().count() + usize::from(binding.is_some())
+    }
+}
+
 /// A binding by a plugin.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

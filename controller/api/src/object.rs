@@ -1,8 +1,19 @@
-//! What the three kinds have in common: an object of the API is metadata, a spec and a status.
+//! What the kinds have in common: an object of the API is metadata, a spec and a status.
 
 /// Declares the object of a kind around its spec and status, as the API's clients want it (`k8s_openapi::Resource`).
 macro_rules! object {
     ($(#[$doc:meta])* $name:ident, $plural:literal, $spec:ty, $status:ty) => {
+        $crate::object::object!($(#[$doc])* $name, $plural, $spec, $status, "kubevirt.io", "v1");
+    };
+    ($(#[$doc:meta])* $name:ident, $plural:literal, $spec:ty, $status:ty, $group:literal, $version:literal) => {
+        $crate::object::object!(
+            $(#[$doc])* $name, $plural, $spec, $status, $group, $version, NamespaceResourceScope
+        );
+    };
+    (
+        $(#[$doc:meta])* $name:ident, $plural:literal, $spec:ty, $status:ty, $group:literal, $version:literal,
+        $scope:ident
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize, schemars::JsonSchema)]
         #[serde(rename_all = "camelCase")]
@@ -25,12 +36,12 @@ macro_rules! object {
         }
 
         impl k8s_openapi::Resource for $name {
-            const API_VERSION: &'static str = crate::API_VERSION;
-            const GROUP: &'static str = "kubevirt.io";
+            const API_VERSION: &'static str = concat!($group, "/", $version);
+            const GROUP: &'static str = $group;
             const KIND: &'static str = stringify!($name);
-            const VERSION: &'static str = "v1";
+            const VERSION: &'static str = $version;
             const URL_PATH_SEGMENT: &'static str = $plural;
-            type Scope = k8s_openapi::NamespaceResourceScope;
+            type Scope = k8s_openapi::$scope;
         }
 
         impl k8s_openapi::Metadata for $name {

@@ -6,7 +6,10 @@
 
 mod devices;
 
-use crate::domain::{Cpu, DomainSpec, Memory, ResourceRequirements};
+use crate::cpu::{HOST_MODELS, models};
+use crate::credentials::AccessCredential;
+use crate::disk::Disk;
+use crate::domain::{Cpu, CpuFeature, DomainSpec, Memory, ResourceRequirements};
 use crate::features::{
     Clock, FeatureApic, FeatureHyperv, FeatureState, Features, RtcTimer, TickTimer, Timer,
 };
@@ -15,6 +18,7 @@ use crate::network::Network;
 use crate::path::FieldPath;
 use crate::validate::{Cause, CauseKind};
 use crate::vmi::VirtualMachineInstanceSpec;
+use crate::volume::Volume;
 
 /// What becomes of the fields that are set.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,6 +86,31 @@ impl Support {
     }
 }
 
+/// Keys that cloud-init is to find need a disk where it looks.
+fn credential(found: &mut Support, credential: &AccessCredential, volumes: &[Volume], path: &FieldPath) {
+    let Some(key) = &credential.ssh_public_key else {
+        return;
+    };
+    let way = &key.propagation_method;
+    let has = |kind: fn(&Volume) -> bool| volumes.iter().any(kind);
+    let no_cloud = has(|volume| volume.cloud_init_no_cloud.is_some());
+    let config_drive = has(|volume| volume.cloud_init_config_drive.is_some());
+    for (name, missing, volume) in [
+        ("noCloud", way.no_cloud.is_some() && !no_cloud, "cloudInitNoCloud"),
+        (
+            "configDrive",
+            way.config_drive.is_some() && !config_drive,
+            "cloudInitConfigDrive",
+        ),
+    ] {
+        if missing {
+            let field = path.field("sshPublicKey.propagationMethod").field(name);
+            let message = format!("{field} needs a volume {volume} to put the keys into");
+            found.add(field, message);
+        }
+    }
+}
+
 /// Whether a switch is on that is off when absent.
 fn on(flag: Option<bool>) -> bool {
     flag == Some(true)
@@ -90,6 +119,13 @@ fn on(flag: Option<bool>) -> bool {
 /// Whether a feature is named and not switched off.
 fn enabled(feature: Option<&FeatureState>) -> bool {
     feature.is_some_and(|feature| feature.enabled != Some(false))
+}
+
+/// Looks at every field of a disk that comes to a machine which is there.
+pub fn support_disk(disk: &Disk, path: &FieldPath) -> Support {
+    let mut found = Support::default();
+    devices::disk(&mut found, disk, path);
+    found
 }
 
 /// Looks at every field of a spec. `prefix` is where it stands, as in [`crate::validate()`].
@@ -128,7 +164,10 @@ pub fn support(spec: &VirtualMachineInstanceSpec, prefix: &FieldPath) -> Support
         &["amd64"],
         "use amd64",
     );
-    found.refuse(prefix, "accessCredentials", !access_credentials.is_empty());
+    for (index, credential) in access_credentials.iter().enumerate() {
+        let path = prefix.field("accessCredentials").index(index);
+        self::credential(found, credential, volumes, &path);
+    }
     found.refuse(prefix, "utilityVolumes", !utility_volumes.is_empty());
     found.refuse(prefix, "resourceClaims", !resource_claims.is_empty());
     found.cluster("subdomain", subdomain.is_some());
@@ -252,31 +291,6 @@ fn domain(found: &mut Support, domain: &DomainSpec, path: &FieldPath) {
     devices::check(found, devices, &path.field("devices"));
 }
 
-/// Models of processors that guests can be shown, as the monitor knows them.
-pub const CPU_MODELS: &[&str] = &[
-    "host-model",
-    "host-passthrough",
-    "x86-64-v1",
-    "x86-64-v2",
-    "x86-64-v3",
-    "x86-64-v4",
-    "Nehalem",
-    "Nehalem-IBRS",
-    "Westmere",
-    "SandyBridge",
-    "IvyBridge",
-    "Haswell-noTSX",
-    "Broadwell-noTSX",
-    "Skylake-Client-noTSX-IBRS",
-    "Skylake-Server-noTSX-IBRS",
-    "Cascadelake-Server-noTSX",
-    "Icelake-Server-noTSX",
-    "EPYC",
-    "EPYC-IBPB",
-    "EPYC-Rome",
-    "EPYC-Milan",
-];
-
 fn cpu(found: &mut Support, cpu: &Cpu, path: &FieldPath) {
     let Cpu {
         cores: _,
@@ -296,9 +310,26 @@ fn cpu(found: &mut Support, cpu: &Cpu, path: &FieldPath) {
         max_sockets.is_some(),
         "CPUs cannot be hot-plugged yet",
     );
-    let advice = format!("use {}", CPU_MODELS.join(", "));
-    found.refuse_value(path, "model", model.as_deref(), CPU_MODELS, &advice);
-    found.refuse(path, "features", !features.is_empty());
+    let known: Vec<_> = HOST_MODELS.into_iter().chain(models()).collect();
+    let advice = format!("use {}", known.join(", "));
+    found.refuse_value(path, "model", model.as_deref(), &known, &advice);
+    let known: Vec<_> = crate::cpu::features().collect();
+    for (index, feature) in features.iter().enumerate() {
+        let CpuFeature { name, policy: _ } = feature;
+        let path = path.field("features").index(index);
+        found.refuse(&path, "name", name.is_empty());
+        found.refuse_value(
+            &path,
+            "name",
+            Some(name),
+            &known,
+            "nacelle cpu prints those that a host has",
+        );
+        if features.iter().take(index).any(|other| other.name == *name) {
+            let field = path.field("name");
+            found.add(field.clone(), format!("{field}: {name} is named twice"));
+        }
+    }
     found.refuse(path, "dedicatedCpuPlacement", on(*dedicated_cpu_placement));
     found.refuse(path, "isolateEmulatorThread", on(*isolate_emulator_thread));
     found.refuse(path, "numa", numa.is_some());

@@ -14,8 +14,10 @@ mod volumes;
 
 use std::fmt;
 
+use crate::disk::Disk;
 use crate::path::FieldPath;
 use crate::vmi::{VirtualMachineInstance, VirtualMachineInstanceSpec};
+use crate::volume::Volume;
 
 pub use vm::{validate_vm, vm_warnings};
 
@@ -90,6 +92,14 @@ pub fn validate_vmi(vmi: &VirtualMachineInstance) -> Vec<Cause> {
         });
     }
     causes
+}
+
+/// Everything that is wrong with a disk that comes to a machine which is there, and its volume.
+pub fn validate_disk(disk: &Disk, volume: &Volume, path: &FieldPath) -> Vec<Cause> {
+    let mut causes = Causes::default();
+    disks::disk(&mut causes, disk, Some(volume), path);
+    volumes::volume(&mut causes, volume, &FieldPath::new("volumeSource"));
+    causes.0
 }
 
 /// Labels that the controllers keep for themselves.

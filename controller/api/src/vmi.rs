@@ -15,6 +15,7 @@ use serde_with::skip_serializing_none;
 use crate::conditions::Condition;
 use crate::credentials::AccessCredential;
 use crate::domain::{DomainSpec, Machine};
+use crate::migration::MigrationState;
 use crate::network::Network;
 use crate::object::object;
 use crate::volume::{UtilityVolume, Volume};
@@ -138,7 +139,7 @@ pub struct VirtualMachineInstanceStatus {
     #[serde(rename = "guestOSInfo")]
     pub guest_os_info: Option<Freeform>,
     /// The migration that is going on, or the last one.
-    pub migration_state: Option<Freeform>,
+    pub migration_state: Option<MigrationState>,
     /// `LiveMigration` or `BlockMigration`.
     pub migration_method: Option<String>,
     /// `Unix`.

@@ -2,7 +2,11 @@
 
 use nacelle_api::instancetype::{self, Data};
 use nacelle_api::kubevirt::KubeVirt;
-use nacelle_api::{InstancetypeSpec, PreferenceSpec, VirtualMachine, VirtualMachineInstance};
+use nacelle_api::migration::MigrationPolicySpec;
+use nacelle_api::{
+    InstancetypeSpec, PreferenceSpec, VirtualMachine, VirtualMachineInstance,
+    VirtualMachineInstanceMigration, VirtualMachineInstanceReplicaSet, VirtualMachinePool,
+};
 use schemars::Schema;
 
 /// A kind.
@@ -60,7 +64,7 @@ pub struct Column {
     pub(super) wide: bool,
 }
 
-const fn text(name: &'static str, path: &'static str) -> Column {
+pub(super) const fn text(name: &'static str, path: &'static str) -> Column {
     Column {
         name,
         path,
@@ -69,7 +73,7 @@ const fn text(name: &'static str, path: &'static str) -> Column {
     }
 }
 
-const fn number(name: &'static str, path: &'static str) -> Column {
+pub(super) const fn number(name: &'static str, path: &'static str) -> Column {
     Column {
         type_: "integer",
         ..text(name, path)
@@ -90,8 +94,8 @@ const fn wide(name: &'static str, path: &'static str) -> Column {
     }
 }
 
-const AGE: Column = date("Age", ".metadata.creationTimestamp");
-const PHASE: Column = text("Phase", ".status.phase");
+pub(super) const AGE: Column = date("Age", ".metadata.creationTimestamp");
+pub(super) const PHASE: Column = text("Phase", ".status.phase");
 const READY: Column = text("Ready", ".status.conditions[?(@.type=='Ready')].status");
 const READY_TO_USE: Column = text("ReadyToUse", ".status.readyToUse");
 const CREATION_TIME: Column = date("CreationTime", ".status.creationTime");
@@ -106,7 +110,7 @@ const REPLICAS: &[Column] = &[
 ];
 
 /// A kind of the group `kubevirt.io`, stored as v1.
-const CORE: Kind = Kind {
+pub(super) const CORE: Kind = Kind {
     group: "kubevirt.io",
     name: "",
     plural: "",
@@ -201,13 +205,22 @@ pub const KINDS: &[Kind] = &[
         short: &["vmirs", "vmirss"],
         scale: true,
         columns: REPLICAS,
+        schema: Served::Typed(|| schemars::schema_for!(VirtualMachineInstanceReplicaSet)),
         ..CORE
     },
     Kind {
         name: "VirtualMachineInstanceMigration",
         plural: "virtualmachineinstancemigrations",
         short: &["vmim", "vmims"],
-        columns: &[PHASE, text("VMI", ".spec.vmiName")],
+        columns: &[
+            PHASE,
+            text("VMI", ".spec.vmiName"),
+            text("Waiting", ".status.conditions[?(@.type=='Waiting')].message"),
+            wide("Source", ".status.migrationState.sourceNode"),
+            wide("Target", ".status.migrationState.targetNode"),
+            wide("Failure", ".status.migrationState.failureReason"),
+        ],
+        schema: Served::Typed(|| schemars::schema_for!(VirtualMachineInstanceMigration)),
         ..CORE
     },
     Kind {
@@ -225,6 +238,7 @@ pub const KINDS: &[Kind] = &[
         short: &["vmpool", "vmpools"],
         scale: true,
         columns: REPLICAS,
+        schema: Served::Typed(|| schemars::schema_for!(VirtualMachinePool)),
         ..BETA
     },
     Kind {
@@ -320,6 +334,7 @@ pub const KINDS: &[Kind] = &[
         versions: &["v1alpha1"],
         storage: "v1alpha1",
         deprecated: &[],
+        schema: Served::Typed(|| schemars::schema_for!(Data<MigrationPolicySpec>)),
         ..CORE
     },
     Kind {

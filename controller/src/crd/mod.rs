@@ -1,5 +1,6 @@
 //! The CustomResourceDefinitions, from one table of kinds (`kinds`) and the schemas of `nacelle-api` (`schema`).
 
+mod cdi;
 mod kinds;
 mod schema;
 
@@ -12,6 +13,7 @@ use kube::api::{ApiResource, ObjectMeta};
 use kube::core::GroupVersionKind;
 use serde_json::json;
 
+pub use cdi::{CDI, SERVED_BY};
 pub use kinds::{KINDS, Kind, Scope, Served};
 
 /// All of them, in the order of [`KINDS`].
@@ -20,6 +22,20 @@ pub use kinds::{KINDS, Kind, Scope, Served};
 /// A schema that the API server would not take: a defect of ours, which a test finds.
 pub fn all() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
     KINDS.iter().map(definition).collect()
+}
+
+/// CDI's kinds that are served where CDI is not installed, marked as ours.
+///
+/// # Errors
+/// As of [`all`].
+pub fn cdi() -> Result<Vec<CustomResourceDefinition>, serde_json::Error> {
+    let ours = |kind| {
+        let mut crd = definition(kind)?;
+        let (key, value) = SERVED_BY;
+        crd.metadata.labels = Some([(key.to_owned(), value.to_owned())].into());
+        Ok(crd)
+    };
+    CDI.iter().map(ours).collect()
 }
 
 impl Kind {

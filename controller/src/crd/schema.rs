@@ -128,6 +128,15 @@ fn plain(schema: &Map<String, Value>, definitions: &Value) -> Value {
             "additionalProperties" if value.is_object() => {
                 out.insert(key.clone(), structural(Some(value), definitions));
             }
+            // Words, each with a description of its own, which the API server has no place for.
+            "oneOf" => {
+                let words = value.as_array().into_iter().flatten();
+                let words: Option<Vec<_>> = words.map(|word| word.get("const").cloned()).collect();
+                if let Some(words) = words {
+                    out.insert("type".into(), json!("string"));
+                    out.insert("enum".into(), json!(words));
+                }
+            }
             // Rust's unsigned numbers; the API server knows of these two alone.
             "format" => {
                 let known = ["int32", "int64", "date-time", "byte"];

@@ -93,6 +93,14 @@ fn fields_are_described_for_kubectl_explain() {
 }
 
 #[test]
+fn a_choice_of_words_is_one_for_the_api_server() {
+    let pool = crd("VirtualMachinePool");
+    let order = field(&pool, "spec.scaleInStrategy.proactive.selectionPolicy.sortPolicy");
+    assert_eq!(order["type"], "string");
+    assert_eq!(order["enum"].as_array().unwrap().len(), 5);
+}
+
+#[test]
 fn kubectl_can_apply_each_of_them() {
     for crd in all().unwrap() {
         let bytes = serde_json::to_vec(&crd).unwrap().len();

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::matcher::not_found;
 use super::revision::{Pins, settled};
-use super::{Role, Types};
+use super::{Role, Types, infer};
 use crate::context::Context;
 use crate::crd::Scope;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ async fn content(
     namespace: &str,
     context: &Context,
 ) -> Result<Option<Value>, Cause> {
-    let Some(matcher) = role.matcher(&vm.spec) else {
+    let Some(matcher) = infer::resolved(role, vm, context).await? else {
         return Ok(None);
     };
     if let Some(reference) = settled(role, vm) {
@@ -65,7 +65,7 @@ async fn content(
         let name = name.unwrap_or_default();
         return revision(role, &name, namespace, context).await.map(Some);
     }
-    let object = object(role, matcher, namespace, context).await?;
+    let object = object(role, &matcher, namespace, context).await?;
     Ok(Some(object.data))
 }
 
@@ -114,7 +114,7 @@ fn spec<T: DeserializeOwned>(role: Role, object: &Value) -> Result<Option<T>, Ca
 }
 
 /// The API server's own words, where it has some.
-fn words(error: kube::Error) -> String {
+pub(super) fn words(error: kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message,
         other => format!("the API server cannot be asked: {other}"),

@@ -78,6 +78,11 @@ impl Role {
         format!("kubevirt.io/{cluster}{}-name", self.word())
     }
 
+    /// The labels by which a volume names it: its name and its kind.
+    pub(super) fn labels(self) -> [String; 2] {
+        ["", "-kind"].map(|end| format!("{GROUP}/default-{}{end}", self.word()))
+    }
+
     fn path(self) -> FieldPath {
         FieldPath::new("spec").field(self.word())
     }
@@ -105,17 +110,8 @@ pub fn check(spec: &VirtualMachineSpec, old: Option<&VirtualMachineSpec>) -> Vec
         };
         let path = role.path();
         let word = role.word();
-        if said(&matcher.infer_from_volume) {
-            let field = path.field("inferFromVolume");
-            causes.push(Cause {
-                kind: CauseKind::FieldValueNotSupported,
-                message: format!(
-                    "{field} is not supported by this version of Nacelle; give {}",
-                    path.field("name")
-                ),
-                field,
-            });
-        } else if !said(&matcher.name) {
+        causes.extend(super::infer::check(matcher, &path));
+        if !said(&matcher.name) && !said(&matcher.infer_from_volume) {
             causes.push(Cause {
                 kind: CauseKind::FieldValueNotFound,
                 message: format!(

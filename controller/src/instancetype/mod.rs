@@ -1,12 +1,13 @@
 //! Instance types and preferences: what a machine is made of beside its template.
 //!
-//! `matcher` reads how a machine names them (pure), `find` looks them up, `revision` pins them at first use. [`expand`] writes
+//! `matcher` reads how a machine names them (pure), `infer` finds those that one of its volumes names, `find` looks them up, `revision` pins them at first use. [`expand`] writes
 //! them out into a template (pure): conflicts with what the machine says itself (`conflicts`), the CPUs and memory of the
 //! instance type (`apply`, `topology`), the defaults of the preference (`preference`) and what it requires (`requirements`).
 
 mod apply;
 mod conflicts;
 mod find;
+mod infer;
 pub mod matcher;
 mod preference;
 mod requirements;
@@ -22,6 +23,7 @@ use nacelle_api::{
 };
 
 pub use find::{pinned, types};
+pub use infer::infer;
 pub use matcher::Role;
 pub use revision::{Pins, pin};
 pub use topology::check as check_preference;

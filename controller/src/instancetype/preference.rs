@@ -8,7 +8,7 @@ use nacelle_api::disk::Disk;
 use nacelle_api::domain::Cpu;
 use nacelle_api::features::Features;
 use nacelle_api::firmware::{Bios, Bootloader, Efi, Firmware};
-use nacelle_api::network::{Interface, Network};
+use nacelle_api::network::Network;
 use nacelle_api::preference::{
     ClockOffset, ClockPreferences, CpuPreferences, DevicePreferences, FeaturePreferences,
     FirmwarePreferences, MachinePreferences,
@@ -194,7 +194,7 @@ fn devices(from: &DevicePreferences, to: &mut Devices, networks: &[Network]) {
     for interface in &mut to.interfaces {
         fill(&mut interface.model, preferred_interface_model);
         let pod = |network: &Network| network.name == interface.name && network.pod.is_some();
-        if unbound(interface) && networks.iter().any(pod) {
+        if interface.bindings() == 0 && networks.iter().any(pod) {
             interface.masquerade = *preferred_interface_masquerade;
         }
     }
@@ -217,22 +217,6 @@ fn devices(from: &DevicePreferences, to: &mut Devices, networks: &[Network]) {
         let video = to.video.get_or_insert_with(Video::default);
         fill(&mut video.type_, preferred_video_type);
     }
-}
-
-fn unbound(interface: &Interface) -> bool {
-    let Interface {
-        bridge,
-        masquerade,
-        sriov,
-        passt_binding,
-        slirp,
-        macvtap,
-        passt,
-        binding,
-        ..
-    } = interface;
-    let bindings = [bridge, masquerade, sriov, passt_binding, slirp, macvtap, passt];
-    binding.is_none() && bindings.into_iter().all(Option::is_none)
 }
 
 fn features(from: &FeaturePreferences, to: &mut Features) {

@@ -342,13 +342,10 @@ fn a_matcher_names_something() {
             "Either Name or InferFromVolume should be provided within the instancetype matcher".to_owned()
         ))
     );
-    let (field, said) = message(
-        "{inferFromVolume: root, inferFromVolumeFailurePolicy: Ignore}",
-        None,
-    )
-    .unwrap();
-    assert_eq!(field, "spec.instancetype.inferFromVolume");
-    assert!(said.ends_with("not supported by this version of Nacelle; give spec.instancetype.name"));
+    let infers = "{inferFromVolume: root, inferFromVolumeFailurePolicy: Ignore}";
+    assert_eq!(message(infers, None), None);
+    let (field, _) = message("{inferFromVolume: root, inferFromVolumeFailurePolicy: No}", None).unwrap();
+    assert_eq!(field, "spec.instancetype.inferFromVolumeFailurePolicy");
     let (field, said) = message("{name: b, revisionName: r}", Some("{name: a, revisionName: r}")).unwrap();
     assert_eq!(field, "spec.instancetype.revisionName");
     assert_eq!(

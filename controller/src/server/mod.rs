@@ -1,4 +1,5 @@
-//! The HTTPS server: admission, the aggregated API and reports share one port and one certificate.
+//! The HTTPS server: admission, the aggregated API and reports share one port and one certificate. Uploads have a port of
+//! their own, where nobody is asked for a certificate.
 
 mod front_proxy;
 
@@ -16,7 +17,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -27,22 +28,27 @@ use crate::certificates::Material;
 
 /// Connections at once. The API server keeps few; launchers come and go.
 const CONNECTIONS: usize = 4096;
-/// Time for a handshake, and for a request's head.
+/// Time for a handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the API server and launchers may take for a request's head, and be silent between requests. Go's clients, such
+/// as the API server, keep a connection for 90 s: who ends it must be they, or a request that is on its way meets its end.
+pub const IDLE: Duration = Duration::from_secs(100);
+/// The same for who uploads, which may be anybody.
+pub const IDLE_IN_PUBLIC: Duration = Duration::from_secs(10);
 
 /// What TLS needs, replaced as a whole when something of it changes.
 #[derive(Clone)]
 pub struct Tls {
     config: Arc<ServerConfig>,
-    front_proxy: Arc<FrontProxy>,
+    front_proxy: Option<Arc<FrontProxy>>,
 }
 
 impl Tls {
-    /// Of these certificates; `front_proxy` says whose word on users is taken.
+    /// Of these certificates; `front_proxy` says whose word on users is taken, if anybody's is.
     ///
     /// # Errors
     /// A certificate or key that is none.
-    pub fn new(material: &Material, front_proxy: FrontProxy) -> Result<Self> {
+    pub fn new(material: &Material, front_proxy: Option<FrontProxy>) -> Result<Self> {
         let provider = Arc::new(default_provider());
         let builder =
             ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -50,22 +56,23 @@ impl Tls {
             CertificateDer::pem_slice_iter(material.certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(material.key.as_bytes())?;
         // A client certificate is not required, discovery and probes have none; one that is shown must be good.
-        let builder = if front_proxy.roots().is_empty() {
-            builder.with_no_client_auth()
-        } else {
-            let roots = Arc::new(front_proxy.roots().clone());
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
-                .allow_unauthenticated()
-                .build()
-                .context("the request header's authority")?;
-            builder.with_client_cert_verifier(verifier)
+        let roots = front_proxy.as_ref().map(FrontProxy::roots);
+        let builder = match roots.filter(|roots| !roots.is_empty()) {
+            None => builder.with_no_client_auth(),
+            Some(roots) => {
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), provider)
+                    .allow_unauthenticated()
+                    .build()
+                    .context("the request header's authority")?;
+                builder.with_client_cert_verifier(verifier)
+            }
         };
         let mut config = builder.with_single_cert(chain, key)?;
         // WebSockets are upgrades of HTTP/1.1.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Tls {
             config: Arc::new(config),
-            front_proxy: Arc::new(front_proxy),
+            front_proxy: front_proxy.map(Arc::new),
         })
     }
 }
@@ -77,11 +84,16 @@ pub struct Peer {
     pub front_proxy: Option<Arc<FrontProxy>>,
 }
 
-/// Serves until the process ends.
+/// Serves until the process ends; `tls` gives what is to be shown now. A connection that is `idle` for so long is ended.
 ///
 /// # Errors
 /// The listener is broken.
-pub async fn serve(listener: TcpListener, tls: watch::Receiver<Tls>, router: Router) -> Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    idle: Duration,
+    tls: impl Fn() -> Tls,
+    router: Router,
+) -> Result<()> {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let slot = slots.clone().acquire_owned().await?;
@@ -93,9 +105,9 @@ pub async fn serve(listener: TcpListener, tls: watch::Receiver<Tls>, router: Rou
                 continue;
             }
         };
-        let (tls, router) = (tls.borrow().clone(), router.clone());
+        let (tls, router) = (tls(), router.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(stream, tls, router).await {
+            if let Err(error) = connection(stream, idle, tls, router).await {
                 log::debug!("connection from {from}: {error:#}");
             }
             drop(slot);
@@ -103,13 +115,13 @@ pub async fn serve(listener: TcpListener, tls: watch::Receiver<Tls>, router: Rou
     }
 }
 
-async fn connection(stream: TcpStream, tls: Tls, router: Router) -> Result<()> {
+async fn connection(stream: TcpStream, idle: Duration, tls: Tls, router: Router) -> Result<()> {
     stream.set_nodelay(true)?;
     let stream = timeout(PATIENCE, TlsAcceptor::from(tls.config.clone()).accept(stream)).await??;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let trusted = certificate.is_some_and(|certificate| tls.front_proxy.allows(certificate));
+    let allows = |proxy: &Arc<FrontProxy>| certificate.is_some_and(|certificate| proxy.allows(certificate));
     let peer = Peer {
-        front_proxy: trusted.then(|| tls.front_proxy.clone()),
+        front_proxy: tls.front_proxy.filter(allows),
     };
     let service = router.map_request(move |mut request: Request<_>| {
         request.extensions_mut().insert(peer.clone());
@@ -117,7 +129,7 @@ async fn connection(stream: TcpStream, tls: Tls, router: Router) -> Result<()> {
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(idle)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .with_upgrades()
         .await?;

@@ -10,9 +10,17 @@ use super::route::Route;
 use crate::context::Context;
 use crate::server::User;
 
-pub(super) async fn check(context: &Context, user: &User, route: &Route) -> Result<(), Refusal> {
+/// Asks it.
+///
+/// # Errors
+/// The user may not, or RBAC cannot be asked.
+pub(crate) async fn check(
+    context: &Context,
+    user: &User,
+    attributes: ResourceAttributes,
+) -> Result<(), Refusal> {
     let api: Api<SubjectAccessReview> = Api::all(context.client.clone());
-    let review = review(user, route);
+    let review = review(user, attributes);
     let status = api
         .create(&PostParams::default(), &review)
         .await?
@@ -23,11 +31,12 @@ pub(super) async fn check(context: &Context, user: &User, route: &Route) -> Resu
     }
     let attributes = review.spec.resource_attributes.unwrap_or_default();
     let message = format!(
-        "User \"{}\" cannot {} resource \"{}/{}\" in API group \"subresources.kubevirt.io\" in the namespace \"{}\" {}",
+        "User \"{}\" cannot {} resource \"{}/{}\" in API group \"{}\" in the namespace \"{}\" {}",
         user.name,
         attributes.verb.unwrap_or_default(),
         attributes.resource.unwrap_or_default(),
         attributes.subresource.unwrap_or_default(),
+        attributes.group.unwrap_or_default(),
         attributes.namespace.unwrap_or_default(),
         status.reason.unwrap_or_default(),
     );
@@ -38,7 +47,8 @@ pub(super) async fn check(context: &Context, user: &User, route: &Route) -> Resu
     ))
 }
 
-fn review(user: &User, route: &Route) -> SubjectAccessReview {
+/// What a request to the subresource API is about.
+pub(super) fn attributes(route: &Route) -> ResourceAttributes {
     let mut attributes = ResourceAttributes {
         group: Some("subresources.kubevirt.io".to_owned()),
         version: Some("v1".to_owned()),
@@ -58,6 +68,10 @@ fn review(user: &User, route: &Route) -> SubjectAccessReview {
             attributes.verb = Some(target.verb.to_owned());
         }
     }
+    attributes
+}
+
+fn review(user: &User, attributes: ResourceAttributes) -> SubjectAccessReview {
     SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: Some(user.name.clone()),
@@ -86,7 +100,7 @@ mod tests {
             groups: vec!["dev".into()],
             ..User::default()
         };
-        let spec = review(&user, &parse(&Method::GET, path).unwrap()).spec;
+        let spec = review(&user, attributes(&parse(&Method::GET, path).unwrap())).spec;
         let asked = spec.resource_attributes.unwrap();
         assert_eq!(spec.user.as_deref(), Some("alice"));
         assert_eq!(asked.resource.as_deref(), Some("virtualmachineinstances"));

@@ -8,19 +8,24 @@ use serde_json::{Value, json};
 
 use super::route::SUBRESOURCES;
 use crate::context::Context;
+use crate::upload;
 
 /// The group.
 const GROUP: &str = "subresources.kubevirt.io";
 /// Versions, the preferred one first; they are the same.
 const VERSIONS: [&str; 2] = ["v1", "v1alpha3"];
 /// The version of KubeVirt's API that this one is compatible with. virtctl compares it with its own.
-const COMPATIBLE: &str = "v1.8.4";
+pub(crate) const COMPATIBLE: &str = "v1.8.4";
 
 pub(super) fn router() -> Router<Arc<Context>> {
     let mut router = Router::new()
         .route(
             "/apis",
-            get(async || Json(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group()]}))),
+            get(async || {
+                Json(
+                    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": [group(), upload::group()]}),
+                )
+            }),
         )
         .route(&format!("/apis/{GROUP}"), get(async || Json(group())))
         .route("/openapi/v2", get(async || Json(swagger())))
@@ -109,12 +114,13 @@ fn swagger() -> Value {
 }
 
 fn openapi_index() -> Value {
-    let entry = |version| {
-        let path = format!("apis/{GROUP}/{version}");
+    let entry = |path: String| {
         let url = format!("/openapi/v3/{path}?hash={}", env!("CARGO_PKG_VERSION"));
         (path, json!({"serverRelativeURL": url}))
     };
-    json!({"paths": VERSIONS.into_iter().map(entry).collect::<serde_json::Map<_, _>>()})
+    let upload = entry(format!("apis/{}/{}", upload::GROUP, upload::VERSION));
+    let own = VERSIONS.map(|version| entry(format!("apis/{GROUP}/{version}")));
+    json!({"paths": own.into_iter().chain([upload]).collect::<serde_json::Map<_, _>>()})
 }
 
 fn openapi(version: &str) -> Value {

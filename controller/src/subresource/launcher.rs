@@ -13,16 +13,19 @@ use kube::{Api, ResourceExt};
 use nacelle_api::VirtualMachineInstance;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Refusal;
 use crate::context::Context;
-use crate::vmi::build::pod_name;
+use crate::vmi::moving::in_charge;
 
 /// The port of the launcher's API.
 const PORT: u16 = 22480;
+/// The port on which an attachment pod says its word, and bytes that this may be long.
+const WORD_PORT: u16 = 22483;
+const WORD_LIMIT: u64 = 128;
 /// Protocol of its console.
 const CONSOLE: &str = "nacelle-console";
 /// Time for an answer.
@@ -41,8 +44,18 @@ pub(super) struct Connection {
 }
 
 async fn forward(context: &Context, vmi: &VirtualMachineInstance, port: u16) -> Result<Connection, Refusal> {
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &vmi.namespace().unwrap_or_default());
-    let mut forward = pods.portforward(&pod_name(vmi), &[port]).await?;
+    forward_to(
+        context,
+        &vmi.namespace().unwrap_or_default(),
+        &in_charge(vmi),
+        port,
+    )
+    .await
+}
+
+async fn forward_to(context: &Context, namespace: &str, pod: &str, port: u16) -> Result<Connection, Refusal> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let mut forward = pods.portforward(pod, &[port]).await?;
     let stream = forward
         .take_stream(port)
         .ok_or_else(|| Refusal::internal("the port-forward gives no stream"))?;
@@ -60,7 +73,7 @@ struct Failure {
 }
 
 /// Asks for a change of the machine's state.
-pub(super) async fn put(
+pub(crate) async fn put(
     context: &Context,
     vmi: &VirtualMachineInstance,
     command: &str,
@@ -73,8 +86,38 @@ pub(super) async fn put(
     answered(response, command).await.map(drop)
 }
 
+/// Asks for a change of the machine; what it is then.
+pub(crate) async fn change(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    command: &str,
+    body: Value,
+) -> Result<Value, Refusal> {
+    let request = Request::put(format!("/v1/machine/{command}")).header("host", "localhost");
+    let Connection { stream, _forward } = forward(context, vmi, PORT).await?;
+    let response = ask(stream, request, body.to_string().into()).await?;
+    let body = answered(response, command).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Refusal::internal(format!(
+            "the launcher's answer to {command} cannot be read: {error}"
+        ))
+    })
+}
+
+/// The word by which an attachment pod hands its volume over.
+pub(crate) async fn word(context: &Context, namespace: &str, pod: &str) -> Result<String, Refusal> {
+    let Connection { stream, _forward } = forward_to(context, namespace, pod, WORD_PORT).await?;
+    let mut word = String::new();
+    let read = timeout(PATIENCE, stream.take(WORD_LIMIT).read_to_string(&mut word)).await;
+    match (read, word.trim()) {
+        (Ok(Ok(_)), word) if !word.is_empty() => Ok(word.to_owned()),
+        (Ok(Err(error)), _) => Err(Refusal::internal(format!("pod {pod} says nothing: {error}"))),
+        _ => Err(Refusal::internal(format!("pod {pod} says nothing"))),
+    }
+}
+
 /// Asks for something that is known of the machine.
-pub(super) async fn get(
+pub(crate) async fn get(
     context: &Context,
     vmi: &VirtualMachineInstance,
     what: &str,
@@ -82,6 +125,28 @@ pub(super) async fn get(
     let request = Request::get(format!("/v1/machine/{what}")).header("host", "localhost");
     let Connection { stream, _forward } = forward(context, vmi, PORT).await?;
     let response = ask(stream, request, Bytes::new()).await?;
+    let body = answered(response, what).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Refusal::internal(format!("the launcher's answer to {what} cannot be read: {error}"))
+    })
+}
+
+/// Asks for something that has an answer, or for something that is known where there is no `body`, of any pod.
+pub(crate) async fn ask_pod(
+    context: &Context,
+    namespace: &str,
+    pod: &str,
+    what: &str,
+    body: Option<Value>,
+) -> Result<Value, Refusal> {
+    let path = format!("/v1/machine/{what}");
+    let request = match &body {
+        Some(_) => Request::put(path),
+        None => Request::get(path),
+    };
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
+    let Connection { stream, _forward } = forward_to(context, namespace, pod, PORT).await?;
+    let response = ask(stream, request.header("host", "localhost"), body.into()).await?;
     let body = answered(response, what).await?;
     serde_json::from_slice(&body).map_err(|error| {
         Refusal::internal(format!("the launcher's answer to {what} cannot be read: {error}"))
@@ -109,6 +174,7 @@ async fn answered(response: axum::http::Response<Incoming>, asked: &str) -> Resu
     Err(match status {
         StatusCode::CONFLICT => Refusal::conflict(said.message),
         StatusCode::BAD_REQUEST => Refusal::bad_request(said.message),
+        StatusCode::NOT_FOUND => Refusal::new(StatusCode::NOT_FOUND, "NotFound", said.message),
         _ => Refusal::internal(format!(
             "the launcher answered {status} to {asked}: {}",
             said.message

@@ -183,7 +183,7 @@ fn is_paused(vmi: &VirtualMachineInstance) -> bool {
         .is_some_and(|status| conditions::is_true(&status.conditions, "Paused"))
 }
 
-fn running(vmi: &VirtualMachineInstance) -> Result<(), Refusal> {
+pub(super) fn running(vmi: &VirtualMachineInstance) -> Result<(), Refusal> {
     match vmi.status.as_ref().and_then(|status| status.phase.as_deref()) {
         Some("Running") => Ok(()),
         _ => Err(Refusal::bad_request("VMI is not running")),

@@ -4,18 +4,20 @@
 //! `lifecycle` and `agent` decide (pure) what a verb comes to, `stream` connects a WebSocket to a console or a port.
 
 mod agent;
-mod authz;
-mod discovery;
-mod launcher;
+pub(crate) mod authz;
+pub(crate) mod discovery;
+pub(crate) mod launcher;
 mod lifecycle;
+mod moves;
 mod route;
 mod stream;
+mod volume;
 
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
 use kube::ResourceExt;
@@ -28,7 +30,7 @@ use serde_json::{Value, json};
 use crate::context::Context;
 use crate::error::is;
 use crate::instancetype;
-use crate::server::Peer;
+use crate::server::{Peer, User};
 use lifecycle::Change;
 use route::{Operation, Resource, Route, Target};
 
@@ -46,8 +48,14 @@ pub struct Refusal {
     message: String,
 }
 
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl Refusal {
-    fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
         Refusal {
             code,
             reason,
@@ -55,7 +63,7 @@ impl Refusal {
         }
     }
 
-    fn bad_request(message: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Refusal::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }
 
@@ -63,12 +71,22 @@ impl Refusal {
         Refusal::new(StatusCode::CONFLICT, "Conflict", message)
     }
 
+    /// Why, for people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Whether what is asked about is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.code == StatusCode::NOT_FOUND
+    }
+
     fn not_found(resource: Resource, name: &str) -> Self {
         let message = format!("{}.kubevirt.io \"{name}\" not found", resource.as_str());
         Refusal::new(StatusCode::NOT_FOUND, "NotFound", message)
     }
 
-    fn internal(message: impl Into<String>) -> Self {
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
     }
 }
@@ -111,18 +129,8 @@ async fn answer(
     request: Request,
 ) -> Result<Response, Refusal> {
     let route = route::parse(request.method(), request.uri().path())?;
-    let user = peer
-        .front_proxy
-        .as_ref()
-        .and_then(|proxy| proxy.user(request.headers()));
-    let user = user.ok_or_else(|| {
-        Refusal::new(
-            StatusCode::UNAUTHORIZED,
-            "Unauthorized",
-            "only the API server may ask this, for a user",
-        )
-    })?;
-    authz::check(&context, &user, &route).await?;
+    let user = user(&peer, request.headers())?;
+    authz::check(&context, &user, authz::attributes(&route)).await?;
     match route {
         Route::ExpandSpec { namespace } => {
             let vm: Value = body(request).await?;
@@ -130,6 +138,18 @@ async fn answer(
         }
         Route::Object(target) => object(&context, target, request).await,
     }
+}
+
+/// Whom the API server speaks for.
+pub(crate) fn user(peer: &Peer, headers: &HeaderMap) -> Result<User, Refusal> {
+    let user = peer.front_proxy.as_ref().and_then(|proxy| proxy.user(headers));
+    user.ok_or_else(|| {
+        Refusal::new(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "only the API server may ask this, for a user",
+        )
+    })
 }
 
 async fn object(context: &Context, target: Target, request: Request) -> Result<Response, Refusal> {
@@ -179,11 +199,24 @@ async fn object(context: &Context, target: Target, request: Request) -> Result<R
             launcher::put(context, &vmi, command, body).await?;
             Ok(done())
         }
+        Operation::AddVolume | Operation::RemoveVolume => volume::change(context, &target, request).await,
         Operation::Agent(asked) => {
             let vmi = instance(context, &target).await?;
             agent::connected(&vmi)?;
             let said = launcher::get(context, &vmi, "agent").await?;
             Ok(Json(agent::answer(asked, said)?).into_response())
+        }
+        Operation::Migrate => {
+            let options: moves::MigrateOptions = body(request).await?;
+            let (_, vmi) = machine(context, &target).await?;
+            moves::migrate(context, vmi.as_ref(), &options).await?;
+            Ok(accepted())
+        }
+        Operation::CancelEvacuation => {
+            let options: lifecycle::Options = body(request).await?;
+            let vmi = instance(context, &target).await?;
+            moves::cancel_evacuation(context, &vmi, &options.dry_run).await?;
+            Ok(done())
         }
         Operation::ExpandSpec => {
             let (vm, _) = machine(context, &target).await?;
@@ -206,7 +239,7 @@ async fn object(context: &Context, target: Target, request: Request) -> Result<R
 }
 
 /// A body that may be absent, YAML or JSON, and hold what nobody knows: clients send odd things with a PUT.
-async fn body<T: DeserializeOwned + Default>(request: Request<Body>) -> Result<T, Refusal> {
+pub(crate) async fn body<T: DeserializeOwned + Default>(request: Request<Body>) -> Result<T, Refusal> {
     let bytes: Bytes = to_bytes(request.into_body(), LIMIT)
         .await
         .map_err(|error| Refusal::bad_request(format!("the body cannot be read: {error}")))?;

@@ -39,6 +39,10 @@ pub(super) enum Operation {
     Agent(Said),
     Freeze,
     Unfreeze,
+    AddVolume,
+    RemoveVolume,
+    Migrate,
+    CancelEvacuation,
     /// Known, and not there in this version; with what to say.
     NotEnabled(&'static str),
 }
@@ -72,9 +76,6 @@ pub(super) enum Route {
 
 use Resource::{Vm, Vmi};
 
-const MIGRATION: &str = "LiveMigration feature gate is not enabled in this version of Nacelle";
-const HOTPLUG: &str = "Unable to Add Volume because HotplugVolumes feature gate is not enabled.";
-const HOTUNPLUG: &str = "Unable to Remove Volume because HotplugVolumes feature gate is not enabled.";
 const GRAPHICS: &str = "No graphics devices are present.";
 const DUMP: &str =
     "HotplugVolumes feature gate not enabled: memory cannot be dumped by this version of Nacelle";
@@ -89,12 +90,12 @@ pub(super) const SUBRESOURCES: &[(Resource, &str, &str, Operation)] = &[
     (Vm, "PUT", "restart", Operation::Restart),
     (Vm, "GET", "expand-spec", Operation::ExpandSpec),
     (Vm, "GET", "portforward", Operation::PortForward { port: 0 }),
-    (Vm, "PUT", "migrate", Operation::NotEnabled(MIGRATION)),
-    (Vm, "PUT", "addvolume", Operation::NotEnabled(HOTPLUG)),
-    (Vm, "PUT", "removevolume", Operation::NotEnabled(HOTUNPLUG)),
+    (Vm, "PUT", "migrate", Operation::Migrate),
+    (Vm, "PUT", "addvolume", Operation::AddVolume),
+    (Vm, "PUT", "removevolume", Operation::RemoveVolume),
     (Vm, "PUT", "memorydump", Operation::NotEnabled(DUMP)),
     (Vm, "PUT", "removememorydump", Operation::NotEnabled(DUMP)),
-    (Vm, "PUT", "evacuate", Operation::NotEnabled(MIGRATION)),
+    (Vm, "PUT", "evacuate", Operation::CancelEvacuation),
     (Vm, "GET", "objectgraph", Operation::NotEnabled("ObjectGraph feature gate is not enabled")),
     (Vmi, "PUT", "pause", Operation::Pause),
     (Vmi, "PUT", "unpause", Operation::Unpause),
@@ -104,9 +105,9 @@ pub(super) const SUBRESOURCES: &[(Resource, &str, &str, Operation)] = &[
     (Vmi, "PUT", "softreboot", Operation::SoftReboot),
     (Vmi, "PUT", "freeze", Operation::Freeze),
     (Vmi, "PUT", "unfreeze", Operation::Unfreeze),
-    (Vmi, "PUT", "addvolume", Operation::NotEnabled(HOTPLUG)),
-    (Vmi, "PUT", "removevolume", Operation::NotEnabled(HOTUNPLUG)),
-    (Vmi, "PUT", "evacuate", Operation::NotEnabled(MIGRATION)),
+    (Vmi, "PUT", "addvolume", Operation::AddVolume),
+    (Vmi, "PUT", "removevolume", Operation::RemoveVolume),
+    (Vmi, "PUT", "evacuate", Operation::CancelEvacuation),
     (Vmi, "PUT", "backup", Operation::NotEnabled(BACKUP)),
     (Vmi, "PUT", "redefine-checkpoint", Operation::NotEnabled(BACKUP)),
     (Vmi, "PUT", "sev", Operation::NotEnabled(SEV)),
@@ -167,6 +168,8 @@ pub(super) fn parse(method: &Method, path: &str) -> Result<Route, Refusal> {
             ));
         }
         (Operation::PortForward { .. }, _) => return Err(nothing()),
+        (Operation::CancelEvacuation, ["cancel"]) => (format!("{subresource}/cancel"), *operation),
+        (Operation::CancelEvacuation, _) => return Err(nothing()),
         (operation, []) => ((*subresource).to_owned(), *operation),
         (operation @ Operation::NotEnabled(_), more) => {
             (format!("{subresource}/{}", more.join("/")), *operation)
@@ -235,6 +238,8 @@ mod tests {
             (Method::GET, "virtualmachines/a/start"),
             (Method::PUT, "virtualmachines/a/pause"),
             (Method::PUT, "virtualmachines/a/start/now"),
+            (Method::PUT, "virtualmachines/a/evacuate"),
+            (Method::PUT, "virtualmachines/a/evacuate/now"),
             (Method::PUT, "pods/a/start"),
             (Method::PATCH, "virtualmachines/a/start"),
             (Method::PUT, "virtualmachines/a"),

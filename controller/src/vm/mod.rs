@@ -3,6 +3,7 @@
 //! Reads the machine and its instance, plans (`plan`, pure), does the one next thing, reports (`status`, pure). An
 //! instance has its machine's name, so that no two are ever made, whoever makes them.
 
+mod data_volumes;
 mod plan;
 mod status;
 
@@ -15,7 +16,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::controller::Action as Requeue;
 use kube::{Api, Resource, ResourceExt};
-use nacelle_api::{VirtualMachine, VirtualMachineInstance};
+use nacelle_api::{VirtualMachine, VirtualMachineInstance, VirtualMachineSpec, defaults};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use plan::{Run, Strategy};
@@ -23,12 +25,16 @@ pub use plan::{Run, Strategy};
 use crate::context::{Context, key};
 use crate::error::{Doing, Error, Result, absent_is_done, is};
 use crate::instancetype::{self, Pins};
-use crate::{VM_FINALIZER, VM_GENERATION};
+use crate::pool::REVISION;
+use crate::{VM_FINALIZER, VM_GENERATION, trace, volumes};
+use data_volumes::Volumes;
 use plan::Action;
 use status::Found;
 
 /// Until an instance that could not be made is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Until disks that are being filled are looked at again.
+const FILLING: Duration = Duration::from_secs(2);
 /// Fields of a machine's spec that its instance is made of.
 const MADE_OF: [&str; 3] = ["template", "instancetype", "preference"];
 
@@ -37,6 +43,9 @@ const MADE_OF: [&str; 3] = ["template", "instancetype", "preference"];
 /// # Errors
 /// The API server cannot be asked, or refuses.
 pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result<Requeue> {
+    if context.written.is_old(&*vm) {
+        return Ok(Requeue::await_change());
+    }
     let namespace = vm.namespace().ok_or(Error::Incomplete("namespace"))?;
     let name = vm.name_any();
     let vmi = context
@@ -50,7 +59,7 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
     }
 
     let now = Timestamp::now();
-    let plan = plan::plan(&vm, vmi.as_ref(), now);
+    let mut plan = plan::plan(&vm, vmi.as_ref(), now);
     let pins = instancetype::pin(&vm, &context).await;
     let mut failure = None;
     let mut requeue = Requeue::await_change();
@@ -58,6 +67,26 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
         // It may yet be made, which nobody tells us.
         failure = Some(("FailedCreate", error.to_string()));
         requeue = Requeue::requeue(RETRY);
+    }
+    let volumes = match data_volumes::ensure(&vm, &context).await {
+        Ok(volumes) => volumes,
+        Err(error) if !error.is_refusal() => return Err(error),
+        Err(error) => {
+            failure = Some(("FailedCreate", error.to_string()));
+            requeue = Requeue::requeue(RETRY);
+            Volumes {
+                failed: failure.as_ref().map(|(_, message)| message.clone()),
+                ..Volumes::default()
+            }
+        }
+    };
+    // They are looked at, not watched: where nobody serves DataVolumes a watch of them would only hold up the others.
+    if volumes != Volumes::default() {
+        requeue = Requeue::requeue(if volumes.filling { FILLING } else { RETRY });
+    }
+    let held = matches!(plan.action, Action::Create { .. }) && !volumes.ready();
+    if held {
+        plan.action = Action::Nothing;
     }
     match plan.action {
         Action::Nothing => {}
@@ -84,7 +113,7 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
         }
     }
     // A start that could not be made is not done.
-    let plan = if failure.is_some() && matches!(plan.action, Action::Create { .. }) {
+    let plan = if held || (failure.is_some() && matches!(plan.action, Action::Create { .. })) {
         plan::Plan {
             requests: vm
                 .status
@@ -96,6 +125,11 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
     } else {
         plan
     };
+    if let (Some(vmi), Ok(pins)) = (&vmi, &pins)
+        && Run::of(Some(vmi)) == Run::Alive
+    {
+        follow(&vm, vmi, pins, &context).await?;
+    }
     let changed = match &vmi {
         Some(vmi) => changed(&vm, vmi, &context).await?,
         None => false,
@@ -106,6 +140,7 @@ pub async fn reconcile(vm: Arc<VirtualMachine>, context: Arc<Context>) -> Result
         pins: pins.as_ref().ok(),
         failure,
         changed,
+        volumes: &volumes,
     };
     report(&vm, &found, now, &context).await?;
     Ok(requeue)
@@ -140,6 +175,7 @@ async fn leave(
                 pins: None,
                 failure: None,
                 changed: false,
+                volumes: &Volumes::default(),
             };
             report(vm, &found, Timestamp::now(), context).await?;
         }
@@ -154,6 +190,7 @@ async fn leave(
                 .patch(&vm.name_any(), &PatchParams::default(), &Patch::Merge(patch))
                 .await;
             absent_is_done(done).doing("letting go of the machine")?;
+            context.written.forget(vm);
         }
         None => {}
     }
@@ -191,13 +228,11 @@ fn revision(vm: &VirtualMachine, generation: &str) -> String {
 
 async fn create(vm: &VirtualMachine, pins: &Pins, paused: bool, context: &Context) -> Result<()> {
     let namespace = vm.namespace().unwrap_or_default();
-    let types = instancetype::pinned(pins, &namespace, context).await?;
-    let mut expanded = vm.clone();
-    instancetype::expand(&mut expanded, &types, context.configuration().masquerade).map_err(|causes| {
-        let causes: Vec<_> = causes.iter().map(ToString::to_string).collect();
-        Error::Types(causes.join(", "))
-    })?;
-    let vmi = instance(&expanded, paused).ok_or(Error::Incomplete("generation"))?;
+    let expanded = expanded(vm, pins, context).await?;
+    let mut vmi = instance(&expanded, paused).ok_or(Error::Incomplete("generation"))?;
+    if context.settings.otlp_endpoint.is_some() {
+        vmi.annotations_mut().extend([trace::made(Timestamp::now())]);
+    }
     let generation = vm.metadata.generation.unwrap_or_default();
     let record = ControllerRevision {
         metadata: ObjectMeta {
@@ -243,6 +278,44 @@ async fn create(vm: &VirtualMachine, pins: &Pins, paused: bool, context: &Contex
     }
 }
 
+/// Has the instance plug in and out what the template has more or less than it.
+async fn follow(
+    vm: &VirtualMachine,
+    vmi: &VirtualMachineInstance,
+    pins: &Pins,
+    context: &Context,
+) -> Result<()> {
+    if volumes::declared::wanted(&vm.spec.template.spec, vmi).is_none() {
+        return Ok(());
+    }
+    let expanded = expanded(vm, pins, context).await?;
+    let mut spec = expanded.spec.template.spec;
+    defaults::apply(&mut spec);
+    let Some((volumes, disks)) = volumes::declared::wanted(&spec, vmi) else {
+        return Ok(());
+    };
+    let patch = json!({
+        "metadata": {"resourceVersion": vmi.resource_version()},
+        "spec": {"volumes": volumes, "domain": {"devices": {"disks": disks}}},
+    });
+    let api = context.vmis(&vm.namespace().unwrap_or_default());
+    let done = api
+        .patch(&vmi.name_any(), &PatchParams::default(), &Patch::Merge(patch))
+        .await;
+    absent_is_done(done).doing("plugging volumes in and out")
+}
+
+/// The machine with its instance type and preference written out.
+async fn expanded(vm: &VirtualMachine, pins: &Pins, context: &Context) -> Result<VirtualMachine> {
+    let types = instancetype::pinned(pins, &vm.namespace().unwrap_or_default(), context).await?;
+    let mut expanded = vm.clone();
+    instancetype::expand(&mut expanded, &types, context.configuration().masquerade).map_err(|causes| {
+        let causes: Vec<_> = causes.iter().map(ToString::to_string).collect();
+        Error::Types(causes.join(", "))
+    })?;
+    Ok(expanded)
+}
+
 async fn delete(vm: &VirtualMachine, vmi: &VirtualMachineInstance, context: &Context) -> Result<()> {
     let api = context.vmis(&vm.namespace().unwrap_or_default());
     let params = DeleteParams {
@@ -286,7 +359,31 @@ async fn changed(vm: &VirtualMachine, vmi: &VirtualMachineInstance, context: &Co
         .doing("reading what the instance was made of")?;
     let then = record.and_then(|record| record.data.0.get("spec").cloned());
     let now = serde_json::to_value(&vm.spec).map_err(|error| Error::Json("the machine", error))?;
-    Ok(then.is_some_and(|then| MADE_OF.iter().any(|field| then.get(field) != now.get(field))))
+    Ok(then.is_some_and(|then| differ(&then, &now)))
+}
+
+/// Whether one is of other things than the other, but for volumes that are plugged in: in these the instance follows.
+fn differ(then: &Value, now: &Value) -> bool {
+    let cold = |spec: &Value| {
+        let mut spec = VirtualMachineSpec::deserialize(spec).ok()?;
+        spec.template.spec = volumes::cold(&spec.template.spec);
+        serde_json::to_value(spec).ok()
+    };
+    let (then, now) = (cold(then), cold(now));
+    let part = |of: &Option<Value>, name| of.as_ref().and_then(|of| part(of, name));
+    MADE_OF.iter().any(|name| part(&then, name) != part(&now, name))
+}
+
+/// A part of a spec, without the label that a pool gives to all that it makes.
+fn part(spec: &Value, field: &str) -> Option<Value> {
+    let mut part = spec.get(field)?.clone();
+    let labels = part
+        .pointer_mut("/metadata/labels")
+        .and_then(Value::as_object_mut);
+    if let Some(labels) = labels {
+        labels.remove(REVISION);
+    }
+    Some(part)
 }
 
 async fn report(vm: &VirtualMachine, found: &Found<'_>, now: Timestamp, context: &Context) -> Result<()> {
@@ -315,5 +412,42 @@ async fn report(vm: &VirtualMachine, found: &Found<'_>, now: Timestamp, context:
     let done = api
         .patch_status(&vm.name_any(), &PatchParams::default(), &Patch::Merge(patch))
         .await;
-    absent_is_done(done).doing("reporting the machine's status")
+    if let Ok(written) = &done {
+        context.written.note(vm, written);
+    }
+    absent_is_done(done).doing("reporting the machine's status")?;
+    let old = vm.status.clone().unwrap_or_default();
+    for (warning, reason, message) in status::said(&old, &status) {
+        context
+            .event(&vm.object_ref(&()), warning, reason, &message)
+            .await;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_plugged_in_needs_no_restart() {
+        let spec = |hot: bool, more: &[&str]| {
+            let volumes: Vec<_> = more
+                .iter()
+                .map(|name| {
+                    json!({"name": name, "persistentVolumeClaim": {"claimName": name, "hotpluggable": hot}})
+                })
+                .collect();
+            let disks: Vec<_> = more.iter().map(|name| json!({"name": name})).collect();
+            json!({"runStrategy": "Always", "template": {"spec":
+                {"domain": {"devices": {"disks": disks}}, "volumes": volumes}}})
+        };
+        assert!(!differ(&spec(true, &[]), &spec(true, &["data"])));
+        assert!(!differ(&spec(true, &["data"]), &spec(true, &["other"])));
+        assert!(differ(&spec(false, &[]), &spec(false, &["data"])));
+        assert!(differ(&spec(false, &["data"]), &spec(true, &["data"])));
+        let mut halted = spec(true, &[]);
+        halted["runStrategy"] = json!("Halted");
+        assert!(!differ(&spec(true, &[]), &halted));
+    }
 }

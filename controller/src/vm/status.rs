@@ -5,6 +5,7 @@ use nacelle_api::conditions::{self, Condition};
 use nacelle_api::vm::VirtualMachineStatus;
 use nacelle_api::{VirtualMachine, VirtualMachineInstance};
 
+use super::data_volumes::Volumes;
 use super::plan::{Plan, Run, Strategy};
 use crate::VM_GENERATION;
 use crate::instancetype::Pins;
@@ -24,6 +25,8 @@ pub struct Found<'a> {
     pub failure: Option<(&'static str, String)>,
     /// Whether the template is another than the instance was made of.
     pub changed: bool,
+    /// How its DataVolumes are.
+    pub volumes: &'a Volumes,
 }
 
 /// The status that follows.
@@ -75,14 +78,52 @@ pub fn status(vm: &VirtualMachine, found: &Found<'_>, now: Timestamp) -> Virtual
         Some((reason, message)) => conditions::set(list, "Failure", true, reason, message, now),
         None => conditions::clear(list, "Failure"),
     }
+    match found.volumes.hindrance() {
+        Some(message) => conditions::set(list, "DataVolumesReady", false, "NotAllDVsReady", &message, now),
+        None => conditions::clear(list, "DataVolumesReady"),
+    }
     if found.changed {
         let message = "a non-live-updatable field was changed in the template spec";
         conditions::set(list, "RestartRequired", true, "RestartRequired", message, now);
     } else {
         conditions::clear(list, "RestartRequired");
     }
-    status.printable_status = Some(printable(vm, vmi, found.plan).to_owned());
+    status.printable_status = Some(printable(vm, vmi, found.plan, found.volumes).to_owned());
     status
+}
+
+/// What people are told of a change, as events: whether it is a warning, a word, a sentence.
+pub fn said(
+    old: &VirtualMachineStatus,
+    new: &VirtualMachineStatus,
+) -> impl Iterator<Item = (bool, &'static str, String)> {
+    let held = |status: &VirtualMachineStatus| {
+        let condition = conditions::find(&status.conditions, "DataVolumesReady");
+        condition.and_then(|condition| condition.message.clone())
+    };
+    let fails = |status: &VirtualMachineStatus| status.printable_status.as_deref() == Some("DataVolumeError");
+    let volumes = held(new).filter(|why| held(old).as_ref() != Some(why));
+    let volumes = volumes.map(|why| match fails(new) {
+        true => (true, "FailedDataVolumeImport", why),
+        false => (false, "NotAllDVsReady", why),
+    });
+    let count = |status: &VirtualMachineStatus| {
+        let failure = status.start_failure.as_ref();
+        failure
+            .and_then(|failure| failure.consecutive_fail_count)
+            .unwrap_or(0)
+    };
+    let again = new.start_failure.as_ref().filter(|_| count(new) > count(old)).map(|failure| {
+        let after = failure.retry_after_timestamp.as_ref();
+        let after = after.map(|time| format!(" before {}", time.0)).unwrap_or_default();
+        let message = format!(
+            "it failed {} time(s) in a row before its guest ran, and is not started again{after}: events and conditions of \
+             its last instance say why",
+            count(new)
+        );
+        (true, "CrashLoopBackOff", message)
+    });
+    volumes.into_iter().chain(again)
 }
 
 fn of(vmi: &VirtualMachineInstance) -> &[Condition] {
@@ -103,7 +144,12 @@ fn mirror(list: &mut Vec<Condition>, condition: &Condition, now: Timestamp) {
 }
 
 /// One word for people; the first that fits.
-fn printable(vm: &VirtualMachine, vmi: Option<&VirtualMachineInstance>, plan: &Plan) -> &'static str {
+fn printable(
+    vm: &VirtualMachine,
+    vmi: Option<&VirtualMachineInstance>,
+    plan: &Plan,
+    volumes: &Volumes,
+) -> &'static str {
     let run = Run::of(vmi);
     let conditions = vmi.map_or(&[][..], of);
     let phase = vmi
@@ -116,23 +162,32 @@ fn printable(vm: &VirtualMachine, vmi: Option<&VirtualMachineInstance>, plan: &P
             .unwrap_or_default()
     };
     let alive = run == Run::Alive;
+    let migrating = vmi
+        .and_then(|vmi| vmi.status.as_ref()?.migration_state.as_ref())
+        .is_some_and(|state| state.start_timestamp.is_some() && !state.is_over());
     let wanted = matches!(
         Strategy::of(&vm.spec),
         Strategy::Always | Strategy::RerunOnFailure | Strategy::Once
     );
+    // For its disks, before it runs.
+    let waits = run == Run::Absent || (alive && ["", "Pending"].contains(&phase));
     let table = [
         (vm.metadata.deletion_timestamp.is_some(), "Terminating"),
         (run == Run::Leaving, "Stopping"),
+        (alive && migrating, "Migrating"),
         (alive && conditions::is_true(conditions, "Paused"), "Paused"),
         (alive && phase == "Running", "Running"),
         (
             alive && reason("Synchronized") == "FailedPvcNotFound",
             "ErrorPvcNotFound",
         ),
+        (waits && volumes.failed.is_some(), "DataVolumeError"),
         (
             alive && reason("PodScheduled") == "Unschedulable",
             "ErrorUnschedulable",
         ),
+        (waits && volumes.filling, "Provisioning"),
+        (waits && volumes.unbound, "WaitingForVolumeBinding"),
         (alive && reason("Synchronized") == "ErrImagePull", "ErrImagePull"),
         (
             alive && reason("Synchronized") == "ImagePullBackOff",
@@ -207,15 +262,54 @@ mod tests {
             (vmi("Unheard", &[]), "Unknown"),
         ];
         for (vmi, word) in table {
-            assert_eq!(printable(&vm(), Some(&vmi), &idle()), word);
+            assert_eq!(printable(&vm(), Some(&vmi), &idle(), &Volumes::default()), word);
         }
-        assert_eq!(printable(&vm(), None, &idle()), "Stopped");
+        assert_eq!(printable(&vm(), None, &idle(), &Volumes::default()), "Stopped");
         let mut leaving = vmi("Running", &[]);
         leaving.metadata.deletion_timestamp = Some(Time(now()));
-        assert_eq!(printable(&vm(), Some(&leaving), &idle()), "Stopping");
+        assert_eq!(
+            printable(&vm(), Some(&leaving), &idle(), &Volumes::default()),
+            "Stopping"
+        );
         let mut failing = idle();
         failing.start_failure = Some(StartFailure::default());
-        assert_eq!(printable(&vm(), None, &failing), "CrashLoopBackOff");
+        assert_eq!(
+            printable(&vm(), None, &failing, &Volumes::default()),
+            "CrashLoopBackOff"
+        );
+    }
+
+    #[test]
+    fn a_machine_that_waits_for_its_disks_says_for_what() {
+        let failed = Volumes {
+            failed: Some("why".into()),
+            filling: true,
+            unbound: true,
+            unfilled: vec!["d".into()],
+        };
+        let filling = Volumes {
+            failed: None,
+            ..failed.clone()
+        };
+        let unbound = Volumes {
+            filling: false,
+            ..filling.clone()
+        };
+        for (volumes, word) in [
+            (failed, "DataVolumeError"),
+            (filling, "Provisioning"),
+            (unbound, "WaitingForVolumeBinding"),
+        ] {
+            assert_eq!(printable(&vm(), None, &idle(), &volumes), word);
+            assert_eq!(
+                printable(&vm(), Some(&vmi("Pending", &[])), &idle(), &volumes),
+                word
+            );
+            assert_eq!(
+                printable(&vm(), Some(&vmi("Running", &[])), &idle(), &volumes),
+                "Running"
+            );
+        }
     }
 
     #[test]
@@ -227,12 +321,55 @@ mod tests {
             pins: None,
             failure: None,
             changed: false,
+            volumes: &Volumes::default(),
         };
         let status = status(&vm(), &found, now());
         assert_eq!((status.created, status.ready), (Some(false), Some(false)));
         let ready = conditions::find(&status.conditions, "Ready").unwrap();
         assert_eq!(ready.reason.as_deref(), Some("VMINotExists"));
         assert_eq!(status.desired_generation, Some(3));
+    }
+
+    #[test]
+    fn people_are_told_once_of_disks_that_it_waits_for_and_of_each_failed_start() {
+        let words = |old: &_, new: &_| said(old, new).map(|(_, word, _)| word).collect::<Vec<_>>();
+        let none = VirtualMachineStatus::default();
+        let with = |word: &str, why: &str, failures: Option<i32>| {
+            let mut status = VirtualMachineStatus {
+                printable_status: Some(word.into()),
+                start_failure: failures.map(|count| StartFailure {
+                    consecutive_fail_count: Some(count),
+                    ..StartFailure::default()
+                }),
+                ..VirtualMachineStatus::default()
+            };
+            if !why.is_empty() {
+                conditions::set(
+                    &mut status.conditions,
+                    "DataVolumesReady",
+                    false,
+                    "NotAllDVsReady",
+                    why,
+                    now(),
+                );
+            }
+            status
+        };
+        let filling = with("Provisioning", "not filled yet", None);
+        assert_eq!(words(&none, &filling), ["NotAllDVsReady"]);
+        assert!(words(&filling, &filling).is_empty());
+        assert_eq!(
+            words(&filling, &with("DataVolumeError", "404", None)),
+            ["FailedDataVolumeImport"]
+        );
+        let once = with("CrashLoopBackOff", "", Some(1));
+        assert_eq!(words(&none, &once), ["CrashLoopBackOff"]);
+        assert!(words(&once, &once).is_empty());
+        assert_eq!(
+            words(&once, &with("CrashLoopBackOff", "", Some(2))),
+            ["CrashLoopBackOff"]
+        );
+        assert!(words(&once, &none).is_empty());
     }
 
     #[test]
@@ -248,6 +385,7 @@ mod tests {
             pins: None,
             failure: Some(("FailedCreate", "why".into())),
             changed: true,
+            volumes: &Volumes::default(),
         };
         let mut vm = vm();
         vm.status = Some(status(&vm, &found, now()));

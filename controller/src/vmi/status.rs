@@ -7,14 +7,22 @@ use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+use nacelle_api::migration::MigrationState;
 use nacelle_api::vmi::{InterfaceStatus, PhaseTransition, VirtualMachineInstanceStatus};
 use nacelle_api::{Freeform, conditions};
 use serde::Deserialize;
+
+use super::moving::{Arrival, Departure};
+use crate::trace::spans::Start;
+use crate::volumes;
+use crate::volumes::status::Plugged;
 
 /// Container that runs the machine.
 pub const COMPUTE: &str = "compute";
 /// How long after its start a launcher has usually reported.
 const REPORT: SignedDuration = SignedDuration::from_secs(5);
+/// How long the kubelet may take to call a pod ready to which a machine has come.
+const ARRIVAL: SignedDuration = SignedDuration::from_secs(10);
 
 /// What a launcher says of its machine: `docs/pod.md`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -34,6 +42,31 @@ pub struct Report {
     /// What its guest agent says, while that answers.
     #[serde(default)]
     pub agent: Option<Guest>,
+    /// Whether the guest's users have their keys and passwords, once that was tried.
+    #[serde(default)]
+    pub credentials: Option<Credentials>,
+    /// Disks that were plugged in.
+    #[serde(default)]
+    pub plugged: Vec<Plugged>,
+    /// Where it waits for a machine that comes from another pod.
+    #[serde(default)]
+    pub arrival: Option<Arrival>,
+    /// The machine leaves for another pod, or was to.
+    #[serde(default)]
+    pub departure: Option<Departure>,
+    /// How long its start took, once, to who wants to know.
+    #[serde(default)]
+    pub start: Option<Start>,
+}
+
+/// Keys and passwords of a guest's users.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Credentials {
+    /// The guest has them.
+    pub synchronized: bool,
+    /// Why not.
+    #[serde(default)]
+    pub message: String,
 }
 
 /// What a guest's agent says.
@@ -47,6 +80,9 @@ pub struct Guest {
     #[serde(default)]
     pub fs_freeze_status: Option<String>,
 }
+
+/// Whether the guest's users have their keys and passwords.
+pub const CREDENTIALS: &str = "AccessCredentialsSynchronized";
 
 /// What is said of an operating system.
 const OS_INFO: [&str; 8] = [
@@ -66,12 +102,16 @@ pub enum State {
     /// It is being built.
     #[default]
     Starting,
+    /// It comes from another pod.
+    Arriving,
     /// It runs.
     Running,
     /// It is held still.
     Paused,
     /// It was asked to power off.
     Stopping,
+    /// It stands still here, and its other pod was told to run it.
+    HandedOver,
     /// The guest powered off.
     Succeeded,
     /// It ended otherwise.
@@ -233,17 +273,26 @@ pub fn apply(status: &mut VirtualMachineInstanceStatus, report: &Report, pod: &P
         }
     }
     told(status, report.agent.as_ref(), now);
-    conditions::set(
-        &mut status.conditions,
-        "LiveMigratable",
-        false,
-        "NotSupported",
-        "this version of Nacelle moves no machines between pods",
-        now,
-    );
+    if let Some(Credentials {
+        synchronized,
+        message,
+    }) = &report.credentials
+    {
+        conditions::set(
+            &mut status.conditions,
+            CREDENTIALS,
+            *synchronized,
+            "",
+            message,
+            now,
+        );
+    }
+    volumes::status::told(status, &report.plugged);
     match report.state {
         // The pod says so too, by its deletion.
         State::Starting | State::Stopping => {}
+        // The target tells what follows.
+        State::Arriving | State::HandedOver => {}
         State::Running => {
             conditions::clear(&mut status.conditions, "Paused");
             enter(status, "Running", now);
@@ -301,9 +350,9 @@ fn told(status: &mut VirtualMachineInstanceStatus, agent: Option<&Guest>, now: T
 }
 
 /// The node was not heard of for too long.
-pub fn lost(status: &mut VirtualMachineInstanceStatus, now: Timestamp) -> Option<String> {
+pub fn lost(status: &mut VirtualMachineInstanceStatus, now: Timestamp) {
     if is_final(status) {
-        return None;
+        return;
     }
     let node = status.node_name.clone().unwrap_or_default();
     let message = format!("node {node} is not responsive, marking VMI as failed");
@@ -317,7 +366,6 @@ pub fn lost(status: &mut VirtualMachineInstanceStatus, now: Timestamp) -> Option
         now,
     );
     enter(status, "Failed", now);
-    Some(message)
 }
 
 /// Where the pod is, and what it is made of.
@@ -416,6 +464,13 @@ fn pulled(status: &mut VirtualMachineInstanceStatus, pod: &Pod, now: Timestamp) 
     }
 }
 
+/// How long the pod of a machine that has just come may still take to be called ready.
+pub fn just_arrived(state: Option<&MigrationState>, now: Timestamp) -> Option<SignedDuration> {
+    let since = state?.target_node_domain_ready_timestamp.as_ref()?.0;
+    let left = ARRIVAL - now.duration_since(since);
+    (left > SignedDuration::ZERO).then_some(left)
+}
+
 /// Ready is who runs in a pod that is ready.
 fn ready(status: &mut VirtualMachineInstanceStatus, pod: &Pod, now: Timestamp) {
     if is_final(status) {
@@ -449,6 +504,9 @@ fn ready(status: &mut VirtualMachineInstanceStatus, pod: &Pod, now: Timestamp) {
             Some(condition) if condition.status == "True" => {
                 conditions::set(list, "Ready", true, "", "", now)
             }
+            // The kubelet has yet to see that the machine has come: it was ready where it was, and runs.
+            _ if just_arrived(status.migration_state.as_ref(), now).is_some()
+                && conditions::is_true(list, "Ready") => {}
             Some(condition) => {
                 let text = |text: &Option<String>| text.clone().unwrap_or_default();
                 let (reason, message) = (text(&condition.reason), text(&condition.message));

@@ -6,6 +6,7 @@ use nacelle_api::{FieldPath, VirtualMachineInstance, support, validate_vmi};
 
 use super::build::volumes;
 use super::dereference::References;
+use crate::volumes::is_hot;
 
 /// An instance of which a pod can be made.
 pub struct Valid<'a> {
@@ -40,7 +41,8 @@ pub fn validate<'a>(vmi: &'a VirtualMachineInstance, found: &References) -> Resu
         });
     }
     let mut block_volumes = BTreeSet::new();
-    for source in &vmi.spec.volumes {
+    let now = vmi.spec.volumes.iter().filter(|source| !is_hot(source));
+    for source in now {
         let Some((name, _)) = volumes::claim(source) else {
             continue;
         };

@@ -15,6 +15,8 @@ use serde_json::json;
 
 use super::Review;
 use crate::context::Context;
+use crate::migration::evacuation::can_move;
+use crate::vmi::moving::{Role, role, under_way};
 
 /// What an eviction comes to.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,25 +29,36 @@ enum Decision {
     Announce(String),
 }
 
-fn decide(vmi: &VirtualMachineInstance) -> Decision {
-    let name = vmi.name_any();
-    let namespace = vmi.namespace().unwrap_or_default();
-    let moving = vmi
-        .status
-        .as_ref()
-        .is_some_and(|status| status.evacuation_node_name.is_some());
-    match vmi.spec.eviction_strategy.as_deref() {
-        // Machines cannot be moved yet.
-        Some("LiveMigrate") => Decision::Deny(format!(
-            "VMI {name} is configured with an eviction strategy but is not live-migratable"
-        )),
-        Some("External") if moving => Decision::Deny(format!(
-            "Evacuation in progress: Eviction triggered evacuation of VMI \"{namespace}/{name}\""
-        )),
-        Some("External") => Decision::Announce(format!(
-            "Eviction triggered evacuation of VMI \"{namespace}/{name}\""
-        )),
-        _ => Decision::Allow,
+/// What an eviction of the pod `name` on `node` comes to.
+fn decide(vmi: &VirtualMachineInstance, name: &str, node: &str) -> Decision {
+    let of = format!("{}/{}", vmi.namespace().unwrap_or_default(), vmi.name_any());
+    let status = vmi.status.as_ref();
+    match role(vmi, name) {
+        Some(Role::InCharge) => {}
+        Some(Role::Target) if status.is_some_and(under_way) => {
+            return Decision::Deny("Eviction request for target Pod".to_owned());
+        }
+        // The machine has left it, or never comes.
+        _ => return Decision::Allow,
+    }
+    let external = match vmi.spec.eviction_strategy.as_deref() {
+        Some("LiveMigrate") if !can_move(vmi) => {
+            return Decision::Deny(format!(
+                "VMI {} is configured with an eviction strategy but is not live-migratable",
+                vmi.name_any()
+            ));
+        }
+        Some("LiveMigrateIfPossible") if !can_move(vmi) => return Decision::Allow,
+        Some("LiveMigrate" | "LiveMigrateIfPossible") => false,
+        Some("External") => true,
+        _ => return Decision::Allow,
+    };
+    let triggered = format!("Eviction triggered evacuation of VMI \"{of}\"");
+    let marked = status.and_then(|status| status.evacuation_node_name.as_deref());
+    // One that was left behind by another node says nothing of this one; whoever moves External ones may clear it late.
+    match marked == Some(node) || (external && marked.is_some()) {
+        true => Decision::Deny(format!("Evacuation in progress: {triggered}")),
+        false => Decision::Announce(triggered),
     }
 }
 
@@ -57,7 +70,7 @@ pub(super) async fn review(State(context): State<Arc<Context>>, Json(review): Re
     let response = AdmissionResponse::from(&request);
     let response = match instance(&context, &request).await {
         Ok(None) => response,
-        Ok(Some((vmi, node))) => match decide(&vmi) {
+        Ok(Some((vmi, node))) => match decide(&vmi, &request.name, &node) {
             Decision::Allow => response,
             Decision::Deny(message) => too_many(response, message),
             Decision::Announce(message) => match announce(&context, &vmi, &node, request.dry_run).await {
@@ -131,21 +144,65 @@ fn too_many(mut response: AdmissionResponse, message: String) -> AdmissionRespon
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmi::moving::in_charge;
 
     #[test]
-    fn only_a_machine_that_asks_for_it_stays() {
-        let vmi = |strategy: Option<&str>| {
-            let mut vmi = VirtualMachineInstance::new("a", Default::default());
-            vmi.metadata.namespace = Some("n".into());
-            vmi.spec.eviction_strategy = strategy.map(str::to_owned);
-            vmi
+    fn only_a_machine_that_asks_for_it_stays_or_moves() {
+        let vmi = |strategy: &str, able: &str, marked: Option<&str>| -> VirtualMachineInstance {
+            serde_json::from_value(json!({"metadata": {"name": "a", "namespace": "n", "uid": "1"},
+                "spec": {"domain": {"devices": {}}, "evictionStrategy": strategy},
+                "status": {"phase": "Running", "evacuationNodeName": marked,
+                    "conditions": [{"type": "LiveMigratable", "status": able}]}}))
+            .unwrap()
         };
-        assert_eq!(decide(&vmi(None)), Decision::Allow);
-        assert_eq!(decide(&vmi(Some("None"))), Decision::Allow);
-        assert_eq!(decide(&vmi(Some("LiveMigrateIfPossible"))), Decision::Allow);
-        let message = "VMI a is configured with an eviction strategy but is not live-migratable";
-        assert_eq!(decide(&vmi(Some("LiveMigrate"))), Decision::Deny(message.into()));
-        let message = "Eviction triggered evacuation of VMI \"n/a\"";
-        assert_eq!(decide(&vmi(Some("External"))), Decision::Announce(message.into()));
+        let fixed = "VMI a is configured with an eviction strategy but is not live-migratable";
+        let moves = "Eviction triggered evacuation of VMI \"n/a\"";
+        let begun = format!("Evacuation in progress: {moves}");
+        let table = [
+            ("None", "True", None, Decision::Allow),
+            ("LiveMigrate", "False", None, Decision::Deny(fixed.into())),
+            ("LiveMigrate", "True", None, Decision::Announce(moves.into())),
+            ("LiveMigrate", "True", Some("here"), Decision::Deny(begun.clone())),
+            (
+                "LiveMigrate",
+                "True",
+                Some("before"),
+                Decision::Announce(moves.into()),
+            ),
+            ("LiveMigrateIfPossible", "False", None, Decision::Allow),
+            (
+                "LiveMigrateIfPossible",
+                "True",
+                None,
+                Decision::Announce(moves.into()),
+            ),
+            ("External", "False", None, Decision::Announce(moves.into())),
+            ("External", "False", Some("here"), Decision::Deny(begun)),
+        ];
+        for (strategy, able, marked, decision) in table {
+            let vmi = vmi(strategy, able, marked);
+            assert_eq!(
+                decide(&vmi, &in_charge(&vmi), "here"),
+                decision,
+                "{strategy} {able} {marked:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pod_that_the_machine_has_left_goes_and_one_that_waits_for_it_stays() {
+        let vmi = |there: Option<&str>| -> VirtualMachineInstance {
+            serde_json::from_value(json!({"metadata": {"name": "a", "namespace": "n", "uid": "1"},
+                "spec": {"domain": {"devices": {}}, "evictionStrategy": "LiveMigrate"},
+                "status": {"phase": "Running", "migrationState": {"sourcePod": "from", "targetPod": "to",
+                    "targetNodeDomainReadyTimestamp": there}}}))
+            .unwrap()
+        };
+        let waits = Decision::Deny("Eviction request for target Pod".into());
+        assert_eq!(decide(&vmi(None), "to", "there"), waits);
+        assert_eq!(
+            decide(&vmi(Some("2026-01-01T00:00:00Z")), "from", "here"),
+            Decision::Allow
+        );
     }
 }

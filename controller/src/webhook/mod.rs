@@ -4,7 +4,9 @@
 //! `nacelle-api`, which the reconcilers apply too: an object that came past the webhooks is not trusted.
 
 mod eviction;
+mod migration;
 mod mutate;
+mod replicas;
 mod validate;
 
 use std::sync::Arc;
@@ -48,10 +50,7 @@ struct Verdict {
 /// The paths under `/webhook`.
 pub fn router(context: Arc<Context>) -> Router {
     Router::new()
-        .route(
-            "/webhook/mutate/virtualmachines",
-            post(|s, r| mutating(s, r, mutate::vm)),
-        )
+        .route("/webhook/mutate/virtualmachines", post(machines))
         .route(
             "/webhook/mutate/virtualmachineinstances",
             post(|s, r| mutating(s, r, mutate::vmi)),
@@ -65,6 +64,14 @@ pub fn router(context: Arc<Context>) -> Router {
             post(|s, r| validating(s, r, validate::vmi)),
         )
         .route(
+            "/webhook/validate/replicasets",
+            post(|s, r| validating(s, r, replicas::set)),
+        )
+        .route(
+            "/webhook/validate/pools",
+            post(|s, r| validating(s, r, replicas::pool)),
+        )
+        .route(
             "/webhook/validate/instancetypes",
             post(|s, r| validating(s, r, validate::instancetype)),
         )
@@ -76,16 +83,59 @@ pub fn router(context: Arc<Context>) -> Router {
             "/webhook/validate/later",
             post(|s, r| validating(s, r, validate::later)),
         )
+        .route(
+            "/webhook/mutate/migrations",
+            post(|s, r| mutating(s, r, migration::complete)),
+        )
+        .route("/webhook/validate/migrations", post(migration::review))
         .route("/webhook/validate/eviction", post(eviction::review))
         .with_state(context)
 }
 
 type Review = Json<AdmissionReview<DynamicObject>>;
 
+/// A machine may leave it to one of its volumes what it is made of: that is written down before the rest is filled in.
+async fn machines(State(context): State<Arc<Context>>, Json(review): Review) -> Review {
+    let inferred = inferred(&review, &context).await;
+    let rule = |question: &Question<'_>| match inferred {
+        Ok(Some(object)) => mutate::vm(&Question {
+            object: &object,
+            ..*question
+        }),
+        Ok(None) => mutate::vm(question),
+        Err(cause) => Err(cause),
+    };
+    mutating(State(context), Json(review), rule).await
+}
+
+/// The machine with what its volumes name, where they are asked.
+async fn inferred(
+    review: &AdmissionReview<DynamicObject>,
+    context: &Context,
+) -> Result<Option<Value>, Cause> {
+    let Some((object, old)) = review.request.as_ref().and_then(objects) else {
+        return Ok(None);
+    };
+    let deleting = object.pointer("/metadata/deletionTimestamp").is_some();
+    let asks = |role: &str| object.pointer(&format!("/spec/{role}/inferFromVolume")).is_some();
+    let same = old.is_some_and(|old| old.get("spec") == object.get("spec"));
+    if deleting || same || !(asks("instancetype") || asks("preference")) {
+        return Ok(None);
+    }
+    let mut vm: VirtualMachine = mutate::read(&object)?;
+    // What is wrong with the matchers themselves is told by validation.
+    if !instancetype::matcher::check(&vm.spec, None).is_empty() {
+        return Ok(None);
+    }
+    instancetype::infer(&mut vm, context).await?;
+    instancetype::matcher::defaults(&mut vm.spec);
+    mutate::replaced(&object, "spec", &vm.spec).map(Some)
+}
+
 async fn mutating(
     State(context): State<Arc<Context>>,
     Json(review): Review,
-    rule: fn(&Question<'_>) -> Result<Value, Cause>,
+    rule: impl FnOnce(&Question<'_>) -> Result<Value, Cause>,
 ) -> Review {
     answer(review, |request| {
         let response = AdmissionResponse::from(request);
@@ -144,21 +194,24 @@ async fn validating(
     })
 }
 
-/// What a machine names, where it is a machine and its spec is new.
+/// What a machine names, or the template of one, where its spec is new.
 async fn types(review: &AdmissionReview<DynamicObject>, context: &Context) -> Result<Types, Cause> {
     let none = Ok(Types::default());
     let Some((object, old)) = review.request.as_ref().and_then(objects) else {
         return none;
     };
     let spec = |object: &Value| object.get("spec").cloned();
-    if object.get("kind").is_none_or(|kind| kind != "VirtualMachine")
-        || old.is_some_and(|old| spec(&old) == spec(&object))
-    {
+    if old.is_some_and(|old| spec(&old) == spec(&object)) {
         return none;
     }
-    match VirtualMachine::deserialize(&object) {
+    let vm = match object.get("kind").and_then(Value::as_str) {
+        Some("VirtualMachine") => VirtualMachine::deserialize(&object).ok(),
+        Some("VirtualMachinePool") => mutate::read(&object).ok().map(|pool| replicas::machine(&pool)),
+        _ => None,
+    };
+    match vm {
         // What is wrong with the matchers themselves is told first.
-        Ok(vm) if instancetype::matcher::check(&vm.spec, None).is_empty() => {
+        Some(vm) if instancetype::matcher::check(&vm.spec, None).is_empty() => {
             instancetype::types(&vm, context).await
         }
         _ => none,

@@ -25,10 +25,10 @@ const RUNTIME_USER: u64 = 107;
 
 /// A machine gets its identity when it is made, and keeps it over all of its runs.
 pub(super) fn vm(question: &Question<'_>) -> Result<Value, Cause> {
-    let mut vm: VirtualMachine = read(question.object)?;
     if question.old.is_some() {
         return Ok(question.object.clone());
     }
+    let mut vm: VirtualMachine = read(question.object)?;
     let spec = &mut vm.spec.template.spec;
     let firmware = spec.domain.firmware.get_or_insert_with(Firmware::default);
     firmware.uuid.get_or_insert(random_uuid()?);
@@ -140,7 +140,7 @@ pub(super) fn read<T: DeserializeOwned>(object: &Value) -> Result<T, Cause> {
     T::deserialize(object).map_err(|error| broken("spec", error.to_string()))
 }
 
-fn replaced(object: &Value, field: &str, with: &impl Serialize) -> Result<Value, Cause> {
+pub(super) fn replaced(object: &Value, field: &str, with: &impl Serialize) -> Result<Value, Cause> {
     let mut out = object.clone();
     let value = serde_json::to_value(with).map_err(|error| broken(field, error.to_string()))?;
     if let Some(fields) = out.as_object_mut() {
@@ -157,7 +157,7 @@ fn broken(field: &str, message: String) -> Cause {
     }
 }
 
-fn add_finalizer(object: &mut Value, name: &str) {
+pub(super) fn add_finalizer(object: &mut Value, name: &str) {
     let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
         return;
     };

@@ -17,7 +17,7 @@ use crate::instancetype;
 const TEMPLATE: &str = "spec.template.spec";
 
 pub(super) fn vm(question: &Question<'_>) -> Verdict {
-    let mut vm: VirtualMachine = match read(question.object) {
+    let vm: VirtualMachine = match read(question.object) {
         Ok(vm) => vm,
         Err(cause) => return refused(cause),
     };
@@ -28,9 +28,20 @@ pub(super) fn vm(question: &Question<'_>) -> Verdict {
     {
         return Verdict::default();
     }
+    let old = question.old.and_then(|old| old.get("spec"));
+    let old = old.and_then(|old| VirtualMachineSpec::deserialize(old).ok());
+    machine(vm, old.as_ref(), question)
+}
+
+/// Judges a machine that is new, or has a spec that is.
+pub(super) fn machine(
+    mut vm: VirtualMachine,
+    old: Option<&VirtualMachineSpec>,
+    question: &Question<'_>,
+) -> Verdict {
     let mut warnings = vm_warnings(&vm.spec);
     let own = support(&vm.spec.template.spec, &FieldPath::new(TEMPLATE)).unsupported;
-    if let Err(causes) = expand(&mut vm, question) {
+    if let Err(causes) = expand(&mut vm, old, question) {
         return Verdict { causes, warnings };
     }
     defaults::apply(&mut vm.spec.template.spec);
@@ -57,10 +68,12 @@ pub(super) fn vm(question: &Question<'_>) -> Verdict {
 }
 
 /// The machine with its instance type and preference written out, or why that cannot be.
-fn expand(vm: &mut VirtualMachine, question: &Question<'_>) -> Result<(), Vec<Cause>> {
-    let old = question.old.and_then(|old| old.get("spec"));
-    let old = old.and_then(|old| VirtualMachineSpec::deserialize(old).ok());
-    let causes = instancetype::matcher::check(&vm.spec, old.as_ref());
+fn expand(
+    vm: &mut VirtualMachine,
+    old: Option<&VirtualMachineSpec>,
+    question: &Question<'_>,
+) -> Result<(), Vec<Cause>> {
+    let causes = instancetype::matcher::check(&vm.spec, old);
     if !causes.is_empty() {
         return Err(causes);
     }
@@ -112,14 +125,14 @@ pub(super) fn preference(question: &Question<'_>) -> Verdict {
     }
 }
 
-fn refused(cause: Cause) -> Verdict {
+pub(super) fn refused(cause: Cause) -> Verdict {
     Verdict {
         causes: vec![cause],
         ..Verdict::default()
     }
 }
 
-fn invalid(field: &str, message: String) -> Cause {
+pub(super) fn invalid(field: &str, message: String) -> Cause {
     Cause {
         kind: CauseKind::FieldValueInvalid,
         message,
@@ -171,7 +184,7 @@ pub(super) fn later(question: &Question<'_>) -> Verdict {
 }
 
 /// What is wrong with a spec beyond KubeVirt's rules, and what is only to be said.
-fn instance(
+pub(super) fn instance(
     spec: &VirtualMachineInstanceSpec,
     prefix: &str,
     causes: &mut Vec<Cause>,
@@ -195,14 +208,6 @@ fn instance(
 fn not_yet(vm: &VirtualMachine) -> Vec<Cause> {
     let spec = &vm.spec;
     let mut causes = Vec::new();
-    if !spec.data_volume_templates.is_empty() {
-        let field = FieldPath::new("spec.dataVolumeTemplates");
-        causes.push(Cause {
-            kind: CauseKind::FieldValueNotSupported,
-            message: format!("{field} is not supported by this version of Nacelle"),
-            field,
-        });
-    }
     if spec.run_strategy.as_deref() == Some("WaitAsReceiver") {
         causes.push(Cause {
             kind: CauseKind::FieldValueNotSupported,

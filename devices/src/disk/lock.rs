@@ -25,9 +25,9 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Takes over `file`, and its lock if that is to be had now.
-    pub fn new(name: String, file: File, lock: Lock, read_only: bool) -> Result<Held> {
-        let sharing = Sharing::of(lock, read_only);
+    /// Takes over `file`, and its lock if that is to be had now; one that others may have, too, where it is `shared`.
+    pub fn new(name: String, file: File, lock: Lock, shared: bool) -> Result<Held> {
+        let sharing = Sharing::of(lock, shared);
         if let Some(sharing) = sharing.filter(|_| lock == Lock::Now) {
             take(&file, &name, sharing)?;
         }
@@ -98,14 +98,14 @@ impl Drop for Held {
 pub(super) enum Sharing {
     /// One: who writes.
     Exclusive,
-    /// Any number: who reads.
+    /// Any number: who reads, and who shares what is written.
     Shared,
 }
 
 impl Sharing {
     /// What a disk takes that is locked at all.
-    fn of(lock: Lock, read_only: bool) -> Option<Sharing> {
-        match (lock, read_only) {
+    fn of(lock: Lock, shared: bool) -> Option<Sharing> {
+        match (lock, shared) {
             (Lock::Never, _) => None,
             (_, true) => Some(Sharing::Shared),
             (_, false) => Some(Sharing::Exclusive),

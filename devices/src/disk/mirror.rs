@@ -40,7 +40,8 @@ impl Changes {
         *self.held() = None;
     }
 
-    fn mark(&self, offset: u64, len: u64) {
+    /// Notes that this part is to be copied, as it was changed, or was taken and not copied.
+    pub fn mark(&self, offset: u64, len: u64) {
         if let Some(words) = &mut *self.held() {
             for part in offset / PART..(offset + len).div_ceil(PART) {
                 if let Some(word) = words.get_mut((part / 64) as usize) {

@@ -103,6 +103,8 @@ pub struct DiskOptions {
     pub direct: bool,
     /// Keep others off: exclusive for a disk that is written, shared for one that is not.
     pub lock: Lock,
+    /// Others may write it at the same time, who say so, too: who does not is kept off.
+    pub shared: bool,
     /// How operations reach the kernel.
     pub engine: Engine,
     /// Threads for what blocks, shared among the disks of a machine.
@@ -119,6 +121,7 @@ impl DiskOptions {
             overlay: None,
             direct: false,
             lock: Lock::Now,
+            shared: false,
             engine: Engine::Auto,
             pool: Pool::new(),
         }
@@ -137,6 +140,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Disk>> {
         overlay,
         direct,
         lock,
+        shared,
         engine,
         pool,
     } = options;
@@ -159,6 +163,9 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Disk>> {
         }
         said => said,
     };
+    if shared && (format != Format::Raw || overlay.is_some()) {
+        return Err(refused("only a raw disk without an overlay can be shared"));
+    }
     let plain = format == Format::Raw && overlay.is_none();
     if matches!(engine, Engine::Uring | Engine::Inline) && !plain {
         return Err(refused("io_uring and inline serve raw disks without an overlay"));
@@ -169,7 +176,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Disk>> {
             (Arc::new(image), None)
         }
         Format::Raw | Format::Detect => {
-            let raw = Arc::new(Raw::new(name, file, base_read_only, direct, lock)?);
+            let raw = Arc::new(Raw::new(name, file, base_read_only, direct, lock, shared)?);
             let way = match overlay {
                 Some(_) => None,
                 None => {

@@ -67,7 +67,7 @@ impl Overlay {
             reason,
         };
         let base_size = base.size();
-        let upper = Raw::new(name.clone(), file, false, direct, lock)?;
+        let upper = Raw::new(name.clone(), file, false, direct, lock, false)?;
         let (size, map) = if upper.size() == 0 {
             if base_size > MAX_SIZE {
                 return Err(refused(format!("an overlay holds no disk of {base_size} bytes")));

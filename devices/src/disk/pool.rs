@@ -25,10 +25,14 @@ const STACK: usize = 512 * 1024;
 #[derive(Clone, Default)]
 pub struct Pool(Arc<Shared>);
 
+/// What each of its threads runs first.
+type Enter = dyn Fn() -> io::Result<()> + Send + Sync;
+
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
+    enter: Option<Box<Enter>>,
 }
 
 #[derive(Default)]
@@ -60,6 +64,14 @@ impl Pool {
         Self::default()
     }
 
+    /// The same; each thread first runs `enter` (which may confine it); where that fails, so do operations.
+    pub fn with(enter: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Pool(Arc::new(Shared {
+            enter: Some(Box::new(enter)),
+            ..Shared::default()
+        }))
+    }
+
     fn submit(&self, job: Job) -> io::Result<()> {
         let mut state = self.0.lock();
         if state.idle <= state.jobs.len() && state.threads < MAX_THREADS {
@@ -89,6 +101,15 @@ impl Shared {
     }
 
     fn run(&self) {
+        if let Some(Err(error)) = self.enter.as_ref().map(|enter| enter()) {
+            log::error!("a thread for disks does not start: {error}");
+            let mut state = self.lock();
+            state.threads -= 1;
+            if state.threads == 0 {
+                state.jobs.drain(..).for_each(|job| job.fail(&error));
+            }
+            return;
+        }
         let mut state = self.lock();
         loop {
             if let Some(job) = state.jobs.pop_front() {
@@ -117,6 +138,14 @@ impl Job {
         // A format library that panics over a damaged image must not leave the guest waiting for ever.
         let result = catch_unwind(AssertUnwindSafe(|| self.backend.execute(self.op, &self.buffer)))
             .unwrap_or_else(|_| Err(io::Error::other("the image format's code panicked")));
+        self.answer(result);
+    }
+
+    fn fail(self, error: &io::Error) {
+        self.answer(Err(io::Error::new(error.kind(), error.to_string())));
+    }
+
+    fn answer(self, result: io::Result<u32>) {
         // Before anybody hears of it: the queue waits for all that it submitted before it goes, and whoever drops the disk then
         // has let go of its lock.
         drop(self.backend);

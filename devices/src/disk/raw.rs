@@ -42,8 +42,16 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// Takes over `file`, which must be open for writing unless `read_only`; locks it if told to.
-    pub(super) fn new(name: String, file: File, read_only: bool, direct: bool, lock: Lock) -> Result<Self> {
+    /// Takes over `file`, which must be open for writing unless `read_only`; locks it if told to, against those who do not
+    /// share it where it is `shared`.
+    pub(super) fn new(
+        name: String,
+        file: File,
+        read_only: bool,
+        direct: bool,
+        lock: Lock,
+        shared: bool,
+    ) -> Result<Self> {
         let metadata = file.metadata().map_err(Error::disk(&name, "examine"))?;
         let is_device = metadata.file_type().is_block_device();
         if !is_device && !metadata.file_type().is_file() {
@@ -52,7 +60,7 @@ impl Raw {
                 reason: "neither a file nor a block device".into(),
             });
         }
-        let held = Held::new(name, file, lock, read_only)?;
+        let held = Held::new(name, file, lock, read_only || shared)?;
         let file = &held.file;
         let len = whole_sectors(&held.name, size(file).map_err(held.failed("measure"))?);
         let (device_block, topology) = if is_device {

@@ -220,6 +220,32 @@ fn options_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn a_shared_disk_has_users_who_share_it_and_no_others() {
+    let image = image(4096);
+    let shared = || DiskOptions {
+        shared: true,
+        ..DiskOptions::raw(image.as_path())
+    };
+    let alone = || open(DiskOptions::raw(image.as_path()));
+    let (first, second) = (open(shared()).unwrap(), open(shared()).unwrap());
+    assert!(!first.read_only() && !second.read_only());
+    assert!(matches!(alone(), Err(Error::DiskLocked { .. })));
+    drop((first, second));
+    let alone = alone().unwrap();
+    assert!(matches!(open(shared()), Err(Error::DiskLocked { .. })));
+    drop(alone);
+    let directory = TempDir::new().unwrap();
+    let layered = DiskOptions {
+        overlay: Some(OverlayFile::Temporary(directory.as_path().into())),
+        ..shared()
+    };
+    let Err(Error::DiskRefused { reason, .. }) = open(layered) else {
+        panic!("a layer was shared");
+    };
+    assert_eq!(reason, "only a raw disk without an overlay can be shared");
+}
+
+#[test]
 fn many_disks_share_a_base_and_a_temporary_overlay_leaves_nothing_behind() {
     let directory = TempDir::new().unwrap();
     let image = image(8192);

@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use io_uring::register::Restriction;
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, Probe, opcode, types};
 use vmm_sys_util::eventfd::EventFd;
@@ -18,20 +19,32 @@ use super::raw::Raw;
 use super::{Completion, DiskOp, DiskQueue};
 use crate::memory::GuestBuffer;
 
+/// All that a ring is for: what filters of system calls say does not hold for what is submitted to one.
+const OPERATIONS: [u8; 5] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+];
+
+/// A ring that signals `completion` and can do nothing but [`OPERATIONS`] (IORING_REGISTER_RESTRICTIONS).
+fn restricted(depth: u32, completion: &EventFd) -> io::Result<IoUring> {
+    let ring = IoUring::builder().dontfork().setup_r_disabled().build(depth)?;
+    ring.submitter().register_eventfd(completion.as_raw_fd())?;
+    ring.submitter()
+        .register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+    ring.submitter().register_enable_rings()?;
+    Ok(ring)
+}
+
 /// Whether this process may use io_uring for disks: it may be missing, or denied by seccomp or a sysctl.
 pub(super) fn probe() -> io::Result<()> {
     let ring = IoUring::new(2)?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    let needed = [
-        opcode::Read::CODE,
-        opcode::Write::CODE,
-        opcode::Readv::CODE,
-        opcode::Writev::CODE,
-        opcode::Fsync::CODE,
-    ];
-    if needed.iter().all(|&code| probe.is_supported(code)) {
-        Ok(())
+    if OPERATIONS.iter().all(|&code| probe.is_supported(code)) {
+        restricted(2, &EventFd::new(0)?).map(drop)
     } else {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -57,8 +70,7 @@ impl UringQueue {
         slow: PoolQueue,
         completion: Arc<EventFd>,
     ) -> io::Result<Self> {
-        let ring = IoUring::builder().dontfork().build(u32::from(depth.max(1)))?;
-        ring.submitter().register_eventfd(completion.as_raw_fd())?;
+        let ring = restricted(u32::from(depth.max(1)), &completion)?;
         Ok(UringQueue {
             ring,
             raw,

@@ -2,6 +2,7 @@
 
 pub mod cmos;
 pub mod ged;
+pub mod i6300esb;
 pub mod i8042;
 pub mod pvpanic;
 pub mod serial;

@@ -313,6 +313,39 @@ pub struct Address {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Nonsense(pub String);
 
+/// A command that runs in the guest.
+#[derive(Debug, Deserialize)]
+pub(super) struct Begun {
+    pub pid: i64,
+}
+
+/// What became of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Ended {
+    pub exited: bool,
+    exitcode: Option<i64>,
+    signal: Option<i64>,
+}
+
+impl Ended {
+    /// Whether it ended well.
+    pub fn well(&self) -> Result<(), Declined> {
+        match (self.exitcode, self.signal) {
+            (Some(0), _) => Ok(()),
+            (Some(status), _) => Err(Declined(
+                format!("the command ended with status {status}").as_str().into(),
+            )),
+            (None, Some(signal)) => Err(Declined(
+                format!("the command was ended by signal {signal}")
+                    .as_str()
+                    .into(),
+            )),
+            (None, None) => Err(Declined("nobody knows how the command ended".into())),
+        }
+    }
+}
+
 /// What the agent says to a command that it does not do, or in words that do not fit the command.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Declined(pub Text);

@@ -7,12 +7,13 @@ use std::time::Duration;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::answers::{Few, Filesystem, FreezeStatus, HostName, Info, Interface, Os, Timezone, User};
+use super::answers::{
+    Begun, Ended, Few, Filesystem, FreezeStatus, HostName, Info, Interface, Os, Timezone, User,
+};
 
 /// A command whose answer is a `T`.
 pub(super) struct Command<T> {
     pub name: &'static str,
-    argument: Option<(&'static str, &'static str)>,
     /// How long the guest may run until it has answered.
     pub patience: Duration,
     /// Most bytes of its answer.
@@ -24,7 +25,6 @@ impl<T> Command<T> {
     const fn new(name: &'static str) -> Self {
         Command {
             name,
-            argument: None,
             patience: Duration::from_secs(10),
             limit: 64 << 10,
             answer: PhantomData,
@@ -47,11 +47,11 @@ impl<T> Command<T> {
         }
     }
 
-    /// The line that asks it.
-    pub fn line(&self) -> Vec<u8> {
+    /// The line that asks it, with `arguments` where they are not null.
+    pub fn line(&self, arguments: Value) -> Vec<u8> {
         let mut request = json!({ "execute": self.name });
-        if let (Some((name, value)), Some(request)) = (self.argument, request.as_object_mut()) {
-            request.insert("arguments".into(), json!({ name: value }));
+        if let (false, Some(request)) = (arguments.is_null(), request.as_object_mut()) {
+            request.insert("arguments".into(), arguments);
         }
         line(&request)
     }
@@ -73,10 +73,13 @@ pub(super) const FREEZE: Command<IgnoredAny> = Command::new("guest-fsfreeze-free
 pub(super) const THAW: Command<IgnoredAny> = Command::new("guest-fsfreeze-thaw").slow(60);
 pub(super) const PING: Command<IgnoredAny> = Command::new("guest-ping");
 /// Answered by a reset, or by an error.
-pub(super) const REBOOT: Command<IgnoredAny> = Command {
-    argument: Some(("mode", "reboot")),
-    ..Command::new("guest-shutdown").slow(40)
-};
+pub(super) const REBOOT: Command<IgnoredAny> = Command::new("guest-shutdown").slow(40);
+pub(super) const AUTHORIZE: Command<IgnoredAny> = Command::new("guest-ssh-add-authorized-keys");
+/// It runs a program of the guest.
+pub(super) const SET_PASSWORD: Command<IgnoredAny> = Command::new("guest-set-user-password").slow(30);
+
+pub(super) const EXEC: Command<Begun> = Command::new("guest-exec");
+pub(super) const EXEC_STATUS: Command<Ended> = Command::new("guest-exec-status");
 
 /// Begins the conversation anew: the first byte ends whatever the agent's parser was in, and the answer begins with the
 /// same byte and gives `id` back.
@@ -98,8 +101,8 @@ mod tests {
 
     #[test]
     fn a_command_is_a_line_of_json() {
-        assert_eq!(OS.line(), b"{\"execute\":\"guest-get-osinfo\"}\n");
-        let reboot: Value = serde_json::from_slice(&REBOOT.line()).unwrap();
+        assert_eq!(OS.line(Value::Null), b"{\"execute\":\"guest-get-osinfo\"}\n");
+        let reboot: Value = serde_json::from_slice(&REBOOT.line(json!({"mode": "reboot"}))).unwrap();
         let expected = json!({"execute": "guest-shutdown", "arguments": {"mode": "reboot"}});
         assert_eq!(reboot, expected);
         let sync = sync(7);

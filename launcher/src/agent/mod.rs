@@ -6,6 +6,7 @@
 
 mod answers;
 mod commands;
+mod machine;
 mod port;
 mod session;
 
@@ -15,13 +16,15 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::answers::{Address, Few, FreezeStatus, Interface, Os, Said, Text};
+pub use self::answers::{Address, Few, Filesystem, FreezeStatus, FsInfo, Interface, Os, Said, Text};
 use self::session::Session;
 use crate::admit::{Denied, admit_guest};
 use crate::driver::{Driver, Status};
 
 /// When frozen file systems are thawed, where nothing else is said.
 pub const UNFREEZE: Duration = Duration::from_secs(300);
+/// How long a command in the guest is waited for at most: nothing else is asked meanwhile.
+const LONGEST_EXEC: Duration = Duration::from_secs(30);
 /// Most wishes that wait.
 const WISHES: usize = 4;
 
@@ -54,12 +57,23 @@ pub enum Refused {
 }
 
 /// What the agent is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     /// Freeze the file systems, and thaw them after this time.
     Freeze(Option<Duration>),
     Unfreeze,
     Reboot,
+    /// Let these keys in, and no others.
+    Authorize {
+        user: String,
+        keys: Vec<String>,
+    },
+    SetPassword {
+        user: String,
+        password: Vec<u8>,
+    },
+    Ping,
+    /// Run this, for at most this time.
+    Exec(Vec<String>, Duration),
 }
 
 /// A wish, and where its answer goes.
@@ -140,6 +154,44 @@ impl Agent {
     pub async fn reboot(&self) -> Result<(), Refused> {
         admit_guest(self.machine.borrow().state)?;
         self.ask(Wish::Reboot).await
+    }
+
+    /// Lets whoever has one of `keys` log in as `user` by SSH, and nobody who had another.
+    ///
+    /// # Errors
+    /// When the guest does not.
+    pub async fn authorize(&self, user: &str, keys: &[String]) -> Result<(), Refused> {
+        admit_guest(self.machine.borrow().state)?;
+        let (user, keys) = (user.to_owned(), keys.to_vec());
+        self.ask(Wish::Authorize { user, keys }).await
+    }
+
+    /// Sets the password of `user`.
+    ///
+    /// # Errors
+    /// When the guest does not.
+    pub async fn set_password(&self, user: &str, password: &[u8]) -> Result<(), Refused> {
+        admit_guest(self.machine.borrow().state)?;
+        let (user, password) = (user.to_owned(), password.to_vec());
+        self.ask(Wish::SetPassword { user, password }).await
+    }
+
+    /// Asks whether it is there.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn ping(&self) -> Result<(), Refused> {
+        admit_guest(self.machine.borrow().state)?;
+        self.ask(Wish::Ping).await
+    }
+
+    /// Has a command run in the guest; returns when it has ended with status 0.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or not within `time`; it is left to itself then.
+    pub async fn exec(&self, command: Vec<String>, time: Duration) -> Result<(), Refused> {
+        admit_guest(self.machine.borrow().state)?;
+        self.ask(Wish::Exec(command, time.min(LONGEST_EXEC))).await
     }
 
     async fn ask(&self, wish: Wish) -> Result<(), Refused> {

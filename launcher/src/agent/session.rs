@@ -14,13 +14,17 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::answers::{self, Declined, FreezeStatus, Said};
 use super::commands::{self, Command};
+use super::machine::{Machine, race_without};
 use super::port::{Port, Stop};
 use super::{Asked, Refused, UNFREEZE, Wish};
 use crate::admit::{Denied, State};
@@ -34,67 +38,10 @@ const LONGEST_HELLO: Duration = Duration::from_secs(60);
 /// How long an agent that talks nonsense is left alone, at first and at most.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often it is asked whether a command has ended.
+const EXEC_LOOK: Duration = Duration::from_millis(100);
 /// When a thaw that was refused is tried again.
 const THAW_AGAIN: Duration = Duration::from_secs(10);
-
-/// What the machine does, as far as it matters to a conversation.
-struct Machine {
-    status: watch::Receiver<Status>,
-    resets: u32,
-}
-
-impl Machine {
-    fn new(status: watch::Receiver<Status>) -> Machine {
-        let resets = status.borrow().resets;
-        Machine { status, resets }
-    }
-
-    fn state(&self) -> State {
-        self.status.borrow().state
-    }
-
-    /// The guest's processors run.
-    fn runs(&self) -> bool {
-        match self.state() {
-            State::Running | State::Stopping | State::Migrating | State::Saving => true,
-            State::Paused | State::HandedOver | State::Ended => false,
-        }
-    }
-
-    /// Returns when something has changed that a conversation outlasts.
-    async fn changed(&mut self) -> Result<(), Stop> {
-        self.status.changed().await.map_err(|_| Stop::Ended)?;
-        let status = self.status.borrow_and_update();
-        let resets = std::mem::replace(&mut self.resets, status.resets);
-        match status.state {
-            State::Ended => Err(Stop::Ended),
-            _ if resets != status.resets => Err(Stop::Reset),
-            _ => Ok(()),
-        }
-    }
-
-    /// Does `work`, unless the machine is reset or ends meanwhile, or the guest has run for `patience`.
-    async fn race<T>(
-        &mut self,
-        patience: Duration,
-        work: impl Future<Output = Result<T, Stop>>,
-    ) -> Result<T, Stop> {
-        tokio::pin!(work);
-        let mut left = patience;
-        loop {
-            let (runs, since) = (self.runs(), Instant::now());
-            tokio::select! {
-                biased;
-                changed = self.changed() => changed?,
-                done = &mut work => return done,
-                () = sleep(left), if runs => return Err(Stop::Silent),
-            }
-            if runs {
-                left = left.saturating_sub(since.elapsed());
-            }
-        }
-    }
-}
 
 /// File systems that are frozen, and shall stay so.
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +136,15 @@ impl Session {
 
     /// Asks `command`. It may be declined.
     async fn call<T: DeserializeOwned>(&mut self, command: &Command<T>) -> Result<Result<T, Declined>, Stop> {
-        let line = command.line();
+        self.call_with(command, Value::Null).await
+    }
+
+    async fn call_with<T: DeserializeOwned>(
+        &mut self,
+        command: &Command<T>,
+        arguments: Value,
+    ) -> Result<Result<T, Declined>, Stop> {
+        let line = command.line(arguments);
         let exchange = self.port.exchange(&line, command.limit);
         let answer = self.machine.race(command.patience, exchange).await?;
         let answer = answers::read(&answer)?;
@@ -333,10 +288,28 @@ impl Session {
         if asked.reply.is_closed() {
             return Ok(());
         }
+        let reboots = matches!(asked.wish, Wish::Reboot);
         let (command, done) = match asked.wish {
             Wish::Freeze(timeout) => (commands::FREEZE.name, self.freeze(timeout).await),
             Wish::Unfreeze => (commands::THAW.name, self.thaw().await),
             Wish::Reboot => (commands::REBOOT.name, self.reboot().await),
+            Wish::Authorize { user, keys } => {
+                // Keys that are not named any more are not valid any more.
+                let arguments = json!({ "username": user, "keys": keys, "reset": true });
+                let done = self.call_with(&commands::AUTHORIZE, arguments).await;
+                (commands::AUTHORIZE.name, done.map(|done| done.map(drop)))
+            }
+            Wish::Ping => {
+                let done = self.call(&commands::PING).await;
+                (commands::PING.name, done.map(|done| done.map(drop)))
+            }
+            Wish::Exec(command, time) => (commands::EXEC.name, self.exec(&command, time).await),
+            Wish::SetPassword { user, password } => {
+                let password = BASE64_STANDARD.encode(password);
+                let arguments = json!({ "username": user, "password": password, "crypted": false });
+                let done = self.call_with(&commands::SET_PASSWORD, arguments).await;
+                (commands::SET_PASSWORD.name, done.map(|done| done.map(drop)))
+            }
         };
         let (answer, goes_on) = match done {
             Ok(Ok(())) => (Ok(()), Ok(())),
@@ -345,7 +318,7 @@ impl Session {
                 (Err(Refused::Declined { command, reason }), Ok(()))
             }
             // That is what was wished.
-            Err(stop @ (Stop::Reset | Stop::Ended)) if asked.wish == Wish::Reboot => (Ok(()), Err(stop)),
+            Err(stop @ (Stop::Reset | Stop::Ended)) if reboots => (Ok(()), Err(stop)),
             Err(stop) => {
                 let refused = match stop {
                     Stop::Reset => Refused::Reset,
@@ -374,6 +347,35 @@ impl Session {
         }
         self.held = Some(Held::of(timeout));
         Ok(Ok(()))
+    }
+
+    /// Has a command run, and waits for its end.
+    async fn exec(&mut self, command: &[String], time: Duration) -> Result<Result<(), Declined>, Stop> {
+        let Some((path, arguments)) = command.split_first() else {
+            return Ok(Err(Declined("there is no command".into())));
+        };
+        let asked = json!({ "path": path, "arg": arguments, "capture-output": false });
+        let begun = match self.call_with(&commands::EXEC, asked).await? {
+            Ok(begun) => begun,
+            Err(declined) => return Ok(Err(declined)),
+        };
+        let until = Instant::now() + time;
+        loop {
+            let status = json!({ "pid": begun.pid });
+            match self.call_with(&commands::EXEC_STATUS, status).await? {
+                Ok(ended) if ended.exited => return Ok(ended.well()),
+                Ok(_) if Instant::now() >= until => {
+                    return Ok(Err(Declined("the command has not ended in time".into())));
+                }
+                Ok(_) => {}
+                Err(declined) => return Ok(Err(declined)),
+            }
+            let pause = async {
+                sleep(EXEC_LOOK).await;
+                Ok(())
+            };
+            self.machine.race(time + EXEC_LOOK, pause).await?;
+        }
     }
 
     async fn thaw(&mut self) -> Result<Result<(), Declined>, Stop> {
@@ -407,7 +409,7 @@ impl Session {
         {
             return Ok(Err(declined));
         }
-        let line = commands::REBOOT.line();
+        let line = commands::REBOOT.line(json!({ "mode": "reboot" }));
         let Session { machine, port, .. } = self;
         let asked = async {
             let answer = port.exchange(&line, commands::REBOOT.limit).await?;
@@ -419,26 +421,5 @@ impl Session {
         };
         let declined = machine.race(commands::REBOOT.patience, asked).await?;
         Ok(Err(declined))
-    }
-}
-
-/// Does `work` as [`Machine::race`] does. Who wishes something meanwhile is told that there is no agent.
-async fn race_without(
-    machine: &mut Machine,
-    wishes: &mut mpsc::Receiver<Asked>,
-    patience: Duration,
-    work: impl Future<Output = Result<(), Stop>>,
-) -> Result<(), Stop> {
-    let refuse = async {
-        while let Some(asked) = wishes.recv().await {
-            let _ = asked.reply.send(Err(Refused::NotConnected));
-        }
-        pending::<Infallible>().await
-    };
-    let raced = machine.race(patience, work);
-    tokio::select! {
-        biased;
-        raced = raced => raced,
-        never = refuse => match never {},
     }
 }

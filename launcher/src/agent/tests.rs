@@ -95,6 +95,7 @@ fn bed() -> (Agent, Peer, watch::Sender<Status>) {
         resets: 0,
         panicked: false,
         disk_error: None,
+        plugged: Vec::new(),
     });
     let peer = Peer {
         hears: BufReader::new(hears),
@@ -122,6 +123,10 @@ fn wish(agent: &Agent, wish: Wish) -> JoinHandle<Result<(), Refused>> {
             Wish::Freeze(time) => agent.freeze(time).await,
             Wish::Unfreeze => agent.unfreeze().await,
             Wish::Reboot => agent.reboot().await,
+            Wish::Authorize { user, keys } => agent.authorize(&user, &keys).await,
+            Wish::SetPassword { user, password } => agent.set_password(&user, &password).await,
+            Wish::Ping => agent.ping().await,
+            Wish::Exec(command, time) => agent.exec(command, time).await,
         }
     })
 }
@@ -412,6 +417,63 @@ async fn a_guest_that_is_to_power_off_is_thawed() {
             .await
             .contains(&"guest-fsfreeze-thaw".to_owned())
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_replace_those_that_a_user_had_and_a_password_goes_as_base64() {
+    let (agent, mut peer, _machine) = connected().await;
+    let asked = wish(
+        &agent,
+        Wish::Authorize {
+            user: "ann".into(),
+            keys: vec!["ssh-ed25519 A".into()],
+        },
+    );
+    let arguments = peer.until("guest-ssh-add-authorized-keys").await;
+    assert_eq!(
+        arguments,
+        json!({"username": "ann", "keys": ["ssh-ed25519 A"], "reset": true})
+    );
+    peer.say(b"{\"return\": {}}\n").await;
+    asked.await.unwrap().unwrap();
+    let asked = wish(
+        &agent,
+        Wish::SetPassword {
+            user: "ann".into(),
+            password: b"geheim".to_vec(),
+        },
+    );
+    let arguments = peer.until("guest-set-user-password").await;
+    assert_eq!(
+        arguments,
+        json!({"username": "ann", "password": "Z2VoZWlt", "crypted": false})
+    );
+    peer.say(b"{\"error\": {\"desc\": \"no such user\"}}\n").await;
+    let refused = asked.await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("no such user"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_in_the_guest_is_waited_for_as_long_as_it_may_take() {
+    let (agent, mut peer, _machine) = connected().await;
+    let run = |program: &str| {
+        let time = Duration::from_secs(3);
+        wish(&agent, Wish::Exec(vec![program.into(), "-x".into()], time))
+    };
+    let well = run("true");
+    let arguments = peer.until("guest-exec").await;
+    assert_eq!(
+        arguments,
+        json!({"path": "true", "arg": ["-x"], "capture-output": false})
+    );
+    peer.reply("guest-exec", &arguments).await;
+    peer.meanwhile(well).await.unwrap();
+    let refused = peer.meanwhile(run("false")).await.unwrap_err();
+    assert!(refused.to_string().contains("ended with status 1"), "{refused}");
+    let begun = Instant::now();
+    let refused = peer.meanwhile(run("sleep")).await.unwrap_err();
+    assert!(refused.to_string().contains("not ended in time"), "{refused}");
+    assert!((3..4).contains(&begun.elapsed().as_secs()));
 }
 
 #[tokio::test(start_paused = true)]

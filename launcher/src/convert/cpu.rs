@@ -1,8 +1,11 @@
 //! Processors, memory, threads, clock.
 
-use nacelle_api::domain::{Cpu, DomainSpec};
+use nacelle_api::cpu as api;
+use nacelle_api::domain::{Cpu, CpuFeature, DomainSpec};
 use nacelle_api::quantity;
-use nacelle_vmm::config::{CpuConfig, IoThreads, MEMORY_STEP, MemoryConfig, PageSize};
+use nacelle_vmm::config::{
+    Base, CpuConfig, CpuFeatures, IoThreads, MEMORY_STEP, MemoryConfig, PageSize, Policy,
+};
 
 use crate::{Error, Result};
 
@@ -16,10 +19,98 @@ pub fn topology(cpu: Option<&Cpu>) -> Result<CpuConfig> {
     })
 }
 
-/// The named model of processor, where it is not the host's own.
-pub fn model(cpu: Option<&Cpu>) -> Option<String> {
-    let model = cpu.and_then(|cpu| cpu.model.clone());
-    model.filter(|model| !matches!(model.as_str(), "" | "host-model" | "host-passthrough"))
+/// Features whose names are others in manifests, where they are libvirt's, than in the monitor, where they are Linux's.
+const NAMES: [(&str, &str); 38] = [
+    ("amd-no-ssb", "amd_ssb_no"),
+    ("amd-psfd", "psfd"),
+    ("amd-ssbd", "ssbd"),
+    ("amd-stibp", "stibp"),
+    ("amx-bf16", "amx_bf16"),
+    ("amx-int8", "amx_int8"),
+    ("amx-tile", "amx_tile"),
+    ("arch-capabilities", "arch_capabilities"),
+    ("arch-lbr", "arch_lbr"),
+    ("avx-vnni", "avx_vnni"),
+    ("avx512-4fmaps", "avx512_4fmaps"),
+    ("avx512-4vnniw", "avx512_4vnniw"),
+    ("avx512-bf16", "avx512_bf16"),
+    ("avx512-fp16", "avx512_fp16"),
+    ("avx512-vp2intersect", "avx512_vp2intersect"),
+    ("avx512-vpopcntdq", "avx512_vpopcntdq"),
+    ("avx512bitalg", "avx512_bitalg"),
+    ("avx512vbmi2", "avx512_vbmi2"),
+    ("avx512vnni", "avx512_vnni"),
+    ("bus-lock-detect", "bus_lock_detect"),
+    ("core-capability", "core_capabilities"),
+    ("cr8legacy", "cr8_legacy"),
+    ("ds", "dts"),
+    ("flush-l1d", "flush_l1d"),
+    ("intel-pt", "intel_pt"),
+    ("md-clear", "md_clear"),
+    ("pclmuldq", "pclmulqdq"),
+    ("sgxlc", "sgx_lc"),
+    ("sha-ni", "sha_ni"),
+    ("spec-ctrl", "spec_ctrl"),
+    ("srbds-ctrl", "srbds_ctrl"),
+    ("ssbd", "spec_ctrl_ssbd"),
+    ("sse4.1", "sse4_1"),
+    ("sse4.2", "sse4_2"),
+    ("stibp", "intel_stibp"),
+    ("stibp-always-on", "stibp_always_on"),
+    ("tsx-ldtrk", "tsxldtrk"),
+    ("virt-ssbd", "virt_ssbd"),
+];
+
+/// The monitor's name of a feature.
+fn in_monitor(name: &str) -> &str {
+    let other = NAMES.iter().find(|(manifest, _)| *manifest == name);
+    other.map_or(name, |(_, monitor)| monitor)
+}
+
+/// The name by which manifests and nodes have a feature of the monitor; none where it has no name at all.
+pub fn in_manifest(name: &str) -> Option<&str> {
+    let other = NAMES.iter().find(|(_, monitor)| *monitor == name);
+    let name = other.map_or(name, |(manifest, _)| manifest);
+    api::features().any(|known| known == name).then_some(name)
+}
+
+/// Which features the guest is shown. What nobody chose is the host's whole processor.
+pub fn features(cpu: Option<&Cpu>) -> Result<CpuFeatures> {
+    let Some(cpu) = cpu else {
+        return Ok(CpuFeatures::default());
+    };
+    let base = match cpu.model.as_deref() {
+        Some("host-passthrough") => Base::Host,
+        None | Some("" | "host-model") => Base::Named,
+        Some(name) => {
+            let model = api::model(name);
+            let model =
+                model.ok_or_else(|| Error::Usage(format!("spec.domain.cpu.model: there is no {name}")))?;
+            Base::Only(model.into_iter().map(in_monitor).collect())
+        }
+    };
+    let policy = |feature: &CpuFeature| {
+        Ok(match feature.policy() {
+            "force" => Policy::Force,
+            "require" => Policy::Require,
+            "optional" => Policy::Optional,
+            "disable" => Policy::Disable,
+            "forbid" => Policy::Forbid,
+            other => {
+                let name = &feature.name;
+                return Err(Error::Usage(format!(
+                    "spec.domain.cpu.features: {name} has policy {other}, which there is not"
+                )));
+            }
+        })
+    };
+    let policies = cpu.features.iter();
+    Ok(CpuFeatures {
+        base,
+        policies: policies
+            .map(|feature| Ok((in_monitor(&feature.name).to_owned(), policy(feature)?)))
+            .collect::<Result<_>>()?,
+    })
 }
 
 /// Guest memory, rounded up to what it comes in: 2 MiB, or the hugepage.
@@ -78,12 +169,45 @@ pub fn clock_offset(domain: &DomainSpec) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use nacelle_api::support::CPU_MODELS;
-    use nacelle_vmm::vcpu::model;
+    use std::collections::BTreeSet;
+
+    use nacelle_vmm::vcpu::profile::Profile;
+    use serde_json::json;
+
+    use super::*;
 
     #[test]
-    fn a_manifest_may_name_every_model_that_the_monitor_knows_and_no_other() {
-        let named: Vec<_> = CPU_MODELS.iter().copied().skip(2).collect();
-        assert_eq!(named, model::names().collect::<Vec<_>>());
+    fn manifest_and_monitor_know_the_same_features() {
+        let manifest: BTreeSet<_> = api::features().map(in_monitor).collect();
+        let monitor: BTreeSet<_> = Profile::known().collect();
+        assert_eq!(manifest, monitor);
+        for name in api::features() {
+            assert_eq!(in_manifest(in_monitor(name)), Some(name));
+        }
+        assert_eq!(in_manifest("7.1.eax.26"), None);
+    }
+
+    #[test]
+    fn a_manifest_says_what_the_guest_is_shown() {
+        let of = |text: serde_json::Value| features(Some(&serde_json::from_value(text).unwrap()));
+        assert_eq!(
+            of(json!({"model": "host-passthrough"})).unwrap(),
+            CpuFeatures::default()
+        );
+        let host_model =
+            of(json!({"features": [{"name": "sse4.1"}, {"name": "vmx", "policy": "disable"}]})).unwrap();
+        assert_eq!(host_model.base, Base::Named);
+        let policies: Vec<_> = host_model
+            .policies
+            .iter()
+            .map(|(name, policy)| (name.as_str(), *policy))
+            .collect();
+        assert_eq!(policies, [("sse4_1", Policy::Require), ("vmx", Policy::Disable)]);
+        let Base::Only(westmere) = of(json!({"model": "Westmere"})).unwrap().base else {
+            panic!()
+        };
+        assert!(westmere.has("pclmulqdq") && westmere.has("cx16") && !westmere.has("avx"));
+        assert!(of(json!({"model": "Pentium"})).is_err());
+        assert!(of(json!({"features": [{"name": "aes", "policy": "perhaps"}]})).is_err());
     }
 }

@@ -6,9 +6,9 @@ use nacelle_api::disk::Disk as DiskSpec;
 use nacelle_api::quantity;
 use nacelle_api::vmi::VirtualMachineInstanceSpec;
 use nacelle_api::volume::{CloudInit, Volume};
-use nacelle_vmm::config::{CacheMode, CpuConfig, ErrorPolicy};
+use nacelle_vmm::config::{CacheMode, CpuConfig, DiskIo, ErrorPolicy};
 
-use super::Names;
+use super::{Names, credentials};
 use crate::{Error, Result};
 
 /// A disk that the guest sees, and where its bytes come from.
@@ -28,10 +28,28 @@ pub struct Disk {
     pub cache: Option<CacheMode>,
     /// Queues.
     pub queues: u16,
-    /// Logical and physical block size.
-    pub block_size: Option<(u32, u32)>,
+    /// Block sizes that the guest sees.
+    pub block_size: BlockSize,
+    /// What the guest discards at once, in bytes.
+    pub discard_granularity: Option<u32>,
+    /// How its operations reach the host's kernel.
+    pub io: DiskIo,
+    /// Other machines may write it at the same time.
+    pub shared: bool,
     /// What happens when it fails.
     pub on_error: ErrorPolicy,
+}
+
+/// Block sizes that the guest sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BlockSize {
+    /// Logically 512 bytes, physically what the storage has.
+    #[default]
+    Usual,
+    /// These: logical and physical.
+    Custom(u32, u32),
+    /// Those of the storage.
+    OfVolume,
 }
 
 /// Where a disk's bytes come from.
@@ -138,6 +156,8 @@ pub struct Seed {
     pub user_data: Option<SeedData>,
     /// Network configuration.
     pub network_data: Option<SeedData>,
+    /// Secrets with SSH public keys.
+    pub keys: Vec<String>,
 }
 
 /// Where data for cloud-init is.
@@ -165,35 +185,62 @@ pub(super) fn disks(
     hostname: &str,
     spec: &VirtualMachineInstanceSpec,
     cpus: CpuConfig,
-    notes: &mut Vec<String>,
 ) -> Result<Vec<Disk>> {
     let devices = &spec.domain.devices;
     let queues = match devices.block_multi_queue {
         Some(true) => cpus.count().map_or(1, u16::from),
         _ => 1,
     };
-    let plan = |disk: &DiskSpec| {
-        let volume = spec.volumes.iter().find(|volume| volume.name == disk.name);
-        let volume = volume.ok_or_else(|| refuse(&disk.name, "there is no volume of this name"))?;
-        let source = source(names, hostname, volume)?;
-        notes.extend(without_effect(disk));
-        Ok(Disk {
-            name: disk.name.clone(),
-            read_only: read_only(disk, volume),
-            serial: disk.serial.clone().unwrap_or_default(),
-            boot_order: disk.boot_order,
-            cache: disk.cache.as_deref().and_then(cache),
-            queues,
-            block_size: disk
-                .block_size
-                .as_ref()
-                .and_then(|size| size.custom.as_ref())
-                .map(|size| (size.logical, size.physical)),
-            on_error: on_error(disk.error_policy.as_deref()),
-            source,
-        })
+    let plan = |given: &DiskSpec| {
+        let volume = spec.volumes.iter().find(|volume| volume.name == given.name);
+        let volume = volume.ok_or_else(|| refuse(&given.name, "there is no volume of this name"))?;
+        let source = source(names, hostname, spec, volume)?;
+        Ok(disk(given, source, read_only(given, volume), queues))
     };
     devices.disks.iter().map(plan).collect()
+}
+
+/// The disk of a claim that comes to a machine which runs; what was said of it has been found good.
+pub fn of_claim(given: &DiskSpec) -> Disk {
+    let source = Source::Claim {
+        name: given.name.clone(),
+        ephemeral: false,
+    };
+    disk(given, source, read_only(given, &Volume::default()), 1)
+}
+
+fn disk(given: &DiskSpec, source: Source, read_only: bool, queues: u16) -> Disk {
+    Disk {
+        name: given.name.clone(),
+        read_only,
+        serial: given.serial.clone().unwrap_or_default(),
+        boot_order: given.boot_order,
+        // What one host's page cache has, another's does not know of.
+        cache: match given.shareable {
+            Some(true) => Some(CacheMode::None),
+            _ => given.cache.as_deref().and_then(cache),
+        },
+        queues,
+        block_size: match given.block_size.as_ref() {
+            None => BlockSize::Usual,
+            Some(size) => match (&size.custom, &size.match_volume) {
+                (Some(custom), _) => BlockSize::Custom(custom.logical, custom.physical),
+                (None, Some(state)) if state.enabled != Some(false) => BlockSize::OfVolume,
+                _ => BlockSize::Usual,
+            },
+        },
+        discard_granularity: given
+            .block_size
+            .as_ref()
+            .and_then(|size| size.custom.as_ref()?.discard_granularity),
+        io: match given.io.as_deref() {
+            Some("threads") => DiskIo::Threads,
+            _ => DiskIo::Native,
+        },
+        shared: given.shareable == Some(true),
+        on_error: on_error(given.error_policy.as_deref()),
+        source,
+    }
 }
 
 fn refuse(volume: &str, reason: impl Into<String>) -> Error {
@@ -201,22 +248,6 @@ fn refuse(volume: &str, reason: impl Into<String>) -> Error {
         volume: volume.to_owned(),
         reason: reason.into(),
     }
-}
-
-/// What KubeVirt honours and this monitor decides by itself.
-fn without_effect(disk: &DiskSpec) -> Vec<String> {
-    let name = &disk.name;
-    let io = disk.io.as_ref().map(|io| {
-        format!(
-            "disk {name}: io: {io} has no effect; io_uring is used where the host has it, threads elsewhere"
-        )
-    });
-    let discard = disk
-        .block_size
-        .as_ref()
-        .and_then(|size| size.custom.as_ref()?.discard_granularity)
-        .map(|_| format!("disk {name}: discardGranularity has no effect; it is the physical block size"));
-    io.into_iter().chain(discard).collect()
 }
 
 /// A CD-ROM, and what a volume gives for reading only.
@@ -253,7 +284,16 @@ fn on_error(given: Option<&str>) -> ErrorPolicy {
     }
 }
 
-fn source(names: &Names, hostname: &str, volume: &Volume) -> Result<Source> {
+fn source(
+    names: &Names,
+    hostname: &str,
+    spec: &VirtualMachineInstanceSpec,
+    volume: &Volume,
+) -> Result<Source> {
+    let seed = |init, kind| {
+        let keys = credentials::in_seed(spec, kind);
+        seed(names, hostname, volume, init, kind, keys)
+    };
     let claim = |name: &str, ephemeral| Source::Claim {
         name: name.to_owned(),
         ephemeral,
@@ -290,9 +330,9 @@ fn source(names: &Names, hostname: &str, volume: &Volume) -> Result<Source> {
             create,
         })
     } else if let Some(init) = &volume.cloud_init_no_cloud {
-        seed(names, hostname, volume, init, SeedKind::NoCloud)
+        seed(init, SeedKind::NoCloud)
     } else if let Some(init) = &volume.cloud_init_config_drive {
-        seed(names, hostname, volume, init, SeedKind::ConfigDrive)
+        seed(init, SeedKind::ConfigDrive)
     } else if let Some((kind, label)) = files(volume) {
         let label = label.filter(|label| !label.is_empty()).unwrap_or(FILES_LABEL);
         Ok(Source::Files {
@@ -319,7 +359,14 @@ fn files(volume: &Volume) -> Option<(FilesKind, Option<&str>)> {
     }
 }
 
-fn seed(names: &Names, hostname: &str, volume: &Volume, init: &CloudInit, kind: SeedKind) -> Result<Source> {
+fn seed(
+    names: &Names,
+    hostname: &str,
+    volume: &Volume,
+    init: &CloudInit,
+    kind: SeedKind,
+    keys: Vec<String>,
+) -> Result<Source> {
     let data = |plain: &Option<String>, encoded: &Option<String>, secret: bool| match (plain, encoded) {
         _ if secret => Ok(Some(SeedData::Secret)),
         (Some(plain), _) if !plain.is_empty() => Ok(Some(SeedData::Given(plain.as_bytes().to_vec()))),
@@ -339,5 +386,6 @@ fn seed(names: &Names, hostname: &str, volume: &Volume, init: &CloudInit, kind: 
             &init.network_data_base64,
             init.network_data_secret_ref.is_some(),
         )?,
+        keys,
     }))
 }

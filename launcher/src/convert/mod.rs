@@ -2,26 +2,30 @@
 //! that the same manifest gives the same machine everywhere.
 
 mod boot;
-mod cpu;
+pub(crate) mod cpu;
+mod credentials;
 mod disks;
 mod nets;
 
 use std::path::PathBuf;
 
+use nacelle_api::devices::Devices;
 use nacelle_api::vmi::VirtualMachineInstanceSpec;
 use nacelle_vmm::VmConfig;
 use nacelle_vmm::config::{
-    BalloonConfig, BootConfig, ConsoleConfig, ConsolePort, CpuConfig, DeviceConfig, DeviceKind, DiskConfig,
-    HypervisorConfig, Identity, IoThreads, MemoryConfig, NetConfig, Opened, Transport, VsockConfig,
-    VsockHost,
+    BalloonConfig, BootConfig, ConsoleConfig, ConsolePort, CpuConfig, CpuFeatures, DeviceConfig, DeviceKind,
+    DiskConfig, HypervisorConfig, Identity, IoThreads, MemoryConfig, NetConfig, Opened, Transport,
+    VsockConfig, VsockHost,
 };
+use nacelle_vmm::sandbox::Sandbox;
 use sha2::{Digest, Sha256};
 
 pub use boot::{Boot, FirmwareWishes, KernelFiles};
-pub use disks::{Disk, FilesKind, PullPolicy, Seed, SeedData, SeedKind, Source};
+pub use credentials::{Credential, CredentialKind};
+pub use disks::{BlockSize, Disk, FilesKind, PullPolicy, Seed, SeedData, SeedKind, Source, of_claim};
 
-use crate::Result;
 use crate::net::{HostNet, Net};
+use crate::{Error, Result};
 
 /// Who the machine is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct Names {
     pub name: String,
     /// Its namespace; `default` outside a cluster.
     pub namespace: String,
+    /// The instance's UID; empty outside a cluster.
+    pub uid: String,
 }
 
 /// A machine as a manifest describes it.
@@ -41,8 +47,8 @@ pub struct Plan {
     pub hostname: String,
     /// Processors.
     pub cpus: CpuConfig,
-    /// Which processor the guest is shown; the host's where there is none.
-    pub cpu_model: Option<String>,
+    /// Which features of the host's processor the guest is shown.
+    pub cpu_features: CpuFeatures,
     /// Memory.
     pub memory: MemoryConfig,
     /// What runs first.
@@ -51,6 +57,8 @@ pub struct Plan {
     pub identity: Identity,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<Disk>,
+    /// Secrets with keys and passwords that the guest agent brings into the guest.
+    pub credentials: Vec<Credential>,
     /// Interfaces, in the order in which the guest finds them.
     pub nets: Vec<Net>,
     /// Entropy.
@@ -61,18 +69,20 @@ pub struct Plan {
     pub vsock: Option<u32>,
     /// Whether the serial line is anybody's console.
     pub serial_console: bool,
+    /// Whether disks may come while it runs.
+    pub hot_plug: bool,
     /// Threads that serve the devices.
     pub io_threads: IoThreads,
     /// Seconds by which the guest's hardware clock is ahead of UTC.
     pub clock_offset: i64,
     /// Seconds from the power button to pulling the plug.
     pub grace_period: u64,
+    /// What follows when the guest does not feed its watchdog; none where it has none.
+    pub watchdog: Option<Watchdog>,
     /// Whether a reboot by the guest ends the machine.
     pub reboot_ends: bool,
     /// Whether the machine is to wait for a `resume` before its first instruction.
     pub start_paused: bool,
-    /// What is set and makes no difference, one sentence each.
-    pub notes: Vec<String>,
 }
 
 impl Plan {
@@ -119,7 +129,7 @@ impl Plan {
         let rng = self.rng.then(|| device("rng", "", DeviceKind::Rng));
         VmConfig {
             cpus: self.cpus,
-            cpu_model: self.cpu_model.clone(),
+            cpu_features: self.cpu_features.clone(),
             memory: self.memory,
             boot,
             identity: self.identity.clone(),
@@ -129,16 +139,20 @@ impl Plan {
                 .chain(vsock)
                 .collect(),
             transport: host.transport,
-            // Nothing comes later yet, and a guest takes time over each when it boots.
-            hot_plug_slots: 0,
+            hot_plug_slots: if self.hot_plug { HOT_PLUG_SLOTS } else { 0 },
+            watchdog: self.watchdog.is_some(),
             io_threads: self.io_threads,
             clock_offset: self.clock_offset,
             scratch: host.scratch,
             hypervisor: host.hypervisor,
             opened: Opened::default(),
+            sandbox: Sandbox::default(),
         }
     }
 }
+
+/// How many devices more than it began with a machine can have: a guest takes time over each slot when it boots.
+const HOT_PLUG_SLOTS: u8 = 8;
 
 /// What a manifest does not say of a machine: how it meets this host.
 #[derive(Debug)]
@@ -177,22 +191,23 @@ pub fn plan(
     let devices = &domain.devices;
     let hostname = hostname(spec.hostname.as_deref(), &names.name);
     let cpus = cpu::topology(domain.cpu.as_ref())?;
-    let mut notes = Vec::new();
     let on = |switch: Option<bool>| switch.unwrap_or(true);
-    let disks = disks::disks(&names, &hostname, spec, cpus, &mut notes)?;
+    let disks = disks::disks(&names, &hostname, spec, cpus)?;
     Ok(Plan {
-        cpu_model: cpu::model(domain.cpu.as_ref()),
+        cpu_features: cpu::features(domain.cpu.as_ref())?,
         memory: cpu::memory(domain)?,
         boot: boot::boot(&names, domain.firmware.as_ref(), kernel, &disks, menu)?,
         identity: boot::identity(&names, domain.firmware.as_ref())?,
         disks,
-        nets: nets::nets(&names, spec, cpus, &mut notes)?,
+        credentials: credentials::by_agent(spec),
+        nets: nets::nets(&names, spec, cpus)?,
         rng: devices.rng.is_some(),
         balloon: on(devices.autoattach_mem_balloon).then(|| BalloonConfig {
             free_page_reporting,
             ..BalloonConfig::default()
         }),
         vsock: (devices.autoattach_vsock == Some(true)).then(|| context_id(&names)),
+        hot_plug: devices.disable_hotplug != Some(true),
         serial_console: on(devices.autoattach_serial_console),
         io_threads: cpu::io_threads(domain, cpus),
         clock_offset: cpu::clock_offset(domain),
@@ -200,13 +215,43 @@ pub fn plan(
             .termination_grace_period_seconds
             .and_then(|seconds| u64::try_from(seconds).ok())
             .unwrap_or(30),
+        watchdog: watchdog(devices)?,
         reboot_ends: domain.reboot_policy.as_deref() == Some("Terminate"),
         start_paused: spec.start_strategy.as_deref() == Some("Paused"),
         names,
         hostname,
         cpus,
-        notes,
     })
+}
+
+/// What a watchdog does that was not fed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Watchdog {
+    /// The machine is reset.
+    #[default]
+    Reset,
+    /// It ends, and has failed.
+    PowerOff,
+    /// The guest is asked to power off, and has its grace period for that.
+    Shutdown,
+}
+
+fn watchdog(devices: &Devices) -> Result<Option<Watchdog>> {
+    let Some(i6300esb) = devices
+        .watchdog
+        .as_ref()
+        .and_then(|watchdog| watchdog.i6300esb.as_ref())
+    else {
+        return Ok(None);
+    };
+    match i6300esb.action.as_deref() {
+        None | Some("reset") => Ok(Some(Watchdog::Reset)),
+        Some("poweroff") => Ok(Some(Watchdog::PowerOff)),
+        Some("shutdown") => Ok(Some(Watchdog::Shutdown)),
+        Some(other) => Err(Error::Usage(format!(
+            "spec.domain.devices.watchdog: there is no action {other}"
+        ))),
+    }
 }
 
 /// A context identifier that follows from the names. Those up to 2 are taken (VMADDR_CID_HOST and others), those

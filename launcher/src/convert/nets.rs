@@ -1,6 +1,6 @@
 //! Interfaces and the networks behind them.
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use nacelle_api::vmi::VirtualMachineInstanceSpec;
 use nacelle_vmm::config::CpuConfig;
 use sha2::{Digest, Sha256};
@@ -10,12 +10,7 @@ use crate::net::{Binding, DEFAULT_NETWORK, Net, Port};
 use crate::{Error, Result};
 
 /// Every interface in the order of the spec.
-pub(super) fn nets(
-    names: &Names,
-    spec: &VirtualMachineInstanceSpec,
-    cpus: CpuConfig,
-    notes: &mut Vec<String>,
-) -> Result<Vec<Net>> {
+pub(super) fn nets(names: &Names, spec: &VirtualMachineInstanceSpec, cpus: CpuConfig) -> Result<Vec<Net>> {
     let devices = &spec.domain.devices;
     let queue_pairs = match devices.network_interface_multiqueue {
         Some(true) => cpus.count().map_or(1, u16::from),
@@ -46,11 +41,16 @@ pub(super) fn nets(
                 text.parse::<Ipv4Net>()
                     .map_err(|_| refuse(format!("{text} is no IPv4 network, as 10.0.2.0/24")))
             };
+            let network6 = |text: &String| {
+                text.parse::<Ipv6Net>()
+                    .map_err(|_| refuse(format!("{text} is no IPv6 network, as fd10:0:2::/120")))
+            };
             Binding::Masquerade {
                 ipv4: pod
                     .vm_network_cidr
                     .as_ref()
                     .map_or(Ok(DEFAULT_NETWORK), network)?,
+                ipv6: pod.vm_ipv6_network_cidr.as_ref().map(network6).transpose()?,
                 ports: ports.collect::<Result<_>>()?,
             }
         } else if interface.bridge.is_some() {
@@ -58,12 +58,6 @@ pub(super) fn nets(
         } else {
             return Err(refuse("only masquerade and bridge are supported".into()));
         };
-        if pod.vm_ipv6_network_cidr.is_some() {
-            notes.push(format!(
-                "network {}: vmIPv6NetworkCIDR has no effect; the guest gets IPv4",
-                interface.name
-            ));
-        }
         let mac = match &interface.mac_address {
             Some(text) => parse_mac(text).ok_or_else(|| refuse(format!("{text} is no MAC address")))?,
             None => own_mac(names, &interface.name),
@@ -121,6 +115,7 @@ mod tests {
         let names = |name: &str| Names {
             name: name.into(),
             namespace: "default".into(),
+            uid: String::new(),
         };
         let mac = own_mac(&names("a"), "default");
         assert_eq!(mac, own_mac(&names("a"), "default"));

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 
+use nacelle_vmm::config::{CacheMode, DiskIo};
+
 use super::*;
 use crate::Error;
 use crate::cli::run_arguments;
@@ -111,6 +113,48 @@ fn what_nobody_mentions_is_attached_as_in_kubevirt() {
          autoattachPodInterface: false, rng: {}}",
     );
     assert!(plan.balloon.is_none() && !plan.serial_console && plan.rng && plan.nets.is_empty());
+}
+
+#[test]
+fn a_disk_is_driven_as_its_manifest_says() {
+    let disk = |fields: &str| {
+        let yaml = format!(
+            "{{apiVersion: kubevirt.io/v1, kind: VirtualMachineInstance, metadata: {{name: a}}, spec: {{domain: \
+             {{memory: {{guest: 1Gi}}, devices: {{disks: [{{name: d, disk: {{bus: virtio}}{fields}}}]}}}}, \
+             volumes: [{{name: d, persistentVolumeClaim: {{claimName: c}}}}]}}}}"
+        );
+        plan_of(&yaml, &["--kernel", "k"]).map(|mut plan| plan.disks.remove(0))
+    };
+    let usual = disk("").unwrap();
+    assert_eq!(
+        (usual.io, usual.shared, usual.cache),
+        (DiskIo::Native, false, None)
+    );
+    assert_eq!(usual.block_size, BlockSize::Usual);
+    assert_eq!(disk(", io: native").unwrap().io, DiskIo::Native);
+    assert_eq!(disk(", io: threads").unwrap().io, DiskIo::Threads);
+    assert_eq!(
+        disk(", blockSize: {matchVolume: {}}").unwrap().block_size,
+        BlockSize::OfVolume
+    );
+    let off = disk(", blockSize: {matchVolume: {enabled: false}}").unwrap();
+    assert_eq!(off.block_size, BlockSize::Usual);
+    let custom = ", blockSize: {custom: {logical: 512, physical: 4096, discardGranularity: 1048576}}";
+    let custom = disk(custom).unwrap();
+    assert_eq!(custom.block_size, BlockSize::Custom(512, 4096));
+    assert_eq!(custom.discard_granularity, Some(1 << 20));
+    // It is written past the page cache, which the hosts do not share.
+    let shared = disk(", shareable: true").unwrap();
+    assert_eq!((shared.shared, shared.cache), (true, Some(CacheMode::None)));
+    let error = disk(", shareable: true, cache: writeback").unwrap_err();
+    let Error::Refused { causes, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        causes[0].message,
+        "spec.domain.devices.disks[0].cache 'writeback' is not supported by this version of Nacelle; a shareable disk is \
+         written past the page cache: use none"
+    );
 }
 
 #[test]

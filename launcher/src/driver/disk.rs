@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::plug::PREFIX;
 use super::{End, Thread};
 use crate::admit::State;
 
@@ -9,7 +10,7 @@ impl Thread {
     /// What follows from a disk that failed: it is known, and a machine that runs is paused.
     pub(super) fn disk_failed(&mut self, id: &str, error: &io::Error) -> Option<End> {
         // The plan makes it of the name that the manifest has.
-        let name = id.strip_prefix("disk-").unwrap_or(id);
+        let name = id.strip_prefix(PREFIX).unwrap_or(id);
         let what = format!("disk {name}: {error}");
         log::error!("{what}; {}", outlook(self.state()));
         self.status.send_modify(|status| status.disk_error = Some(what));

@@ -6,6 +6,7 @@ use nacelle_vmm::VmEvent;
 
 use super::{End, OnReset, Thread};
 use crate::admit::State;
+use crate::convert::Watchdog;
 
 impl Thread {
     pub(super) fn reset(&mut self) -> nacelle_vmm::Result<()> {
@@ -30,7 +31,7 @@ impl Thread {
         match event {
             VmEvent::Shutdown if self.reboots() => self.event(VmEvent::Reset),
             VmEvent::Shutdown => Some(End::PoweredOff),
-            VmEvent::Reset => match (self.state(), self.on_reset) {
+            VmEvent::Reset => match (self.state(), self.options.on_reset) {
                 // It was asked to go, and it went.
                 (State::Stopping, _) => Some(End::PoweredOff),
                 (_, OnReset::End) => Some(End::Reset),
@@ -50,12 +51,22 @@ impl Thread {
                 self.status.send_modify(|status| status.panicked = true);
                 None
             }
+            VmEvent::Watchdog => {
+                log::warn!("the guest did not feed its watchdog");
+                match self.options.watchdog {
+                    Watchdog::Reset => self.event(VmEvent::Reset),
+                    Watchdog::PowerOff => Some(End::Watchdog),
+                    // One that stands still or is on its way is asked where it goes on, when it bites again.
+                    Watchdog::Shutdown if self.state() == State::Running => {
+                        self.stop(self.options.grace).err().map(End::Failed)
+                    }
+                    Watchdog::Shutdown => None,
+                }
+            }
             VmEvent::VcpuFailed { error, .. } => Some(End::Failed(error)),
             VmEvent::DiskFailed { id, error } => self.disk_failed(&id, &error),
             VmEvent::Detached { id } => {
-                if let Err(error) = self.vm.remove(&id) {
-                    log::warn!("{id} has left and stays open: {error}");
-                }
+                self.detached(&id);
                 None
             }
         }

@@ -1,11 +1,13 @@
 //! The way to a machine's thread.
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use nacelle_vmm::vcpu::profile::Profile;
 use tokio::sync::{oneshot, watch};
 
 use super::moving::{Moving, Saving, Work};
-use super::{Answer, Message, Refused, Request, Status};
+use super::{Answer, Message, Plug, Refused, Request, Status};
 use crate::admit::{Command, Denied, State};
 use crate::migrate::Plan;
 use crate::upgrade::Heir;
@@ -16,6 +18,8 @@ pub struct Driver {
     pub(super) mailbox: Sender<Message>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) moving: watch::Receiver<Option<Moving>>,
+    /// What the guest is shown of the processor, for as long as there is a machine.
+    pub profile: Arc<Profile>,
 }
 
 impl Driver {
@@ -49,6 +53,22 @@ impl Driver {
     /// When it is not; the machine goes on.
     pub async fn snapshot(&self, saving: Saving) -> Result<Answer, Refused> {
         self.send(Command::Snapshot, Some(Work::Save(saving))).await
+    }
+
+    /// Has a disk plugged in; returns when the guest has been told of it.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn attach(&self, plug: Plug) -> Result<Answer, Refused> {
+        self.send(Command::Attach, Some(Work::Attach(plug))).await
+    }
+
+    /// Has the guest asked to let go of disk `name`; [`Status::plugged`] says when it has.
+    ///
+    /// # Errors
+    /// When no such disk was plugged in, or it cannot be asked.
+    pub async fn detach(&self, name: String) -> Result<Answer, Refused> {
+        self.send(Command::Detach, Some(Work::Detach(name))).await
     }
 
     async fn send(&self, command: Command, work: Option<Work>) -> Result<Answer, Refused> {

@@ -6,12 +6,13 @@ use std::sync::mpsc::{self, Sender, channel};
 
 use clap::ValueEnum;
 use nacelle_vmm::migrate::{self, Cancel, Owner, Phase, Progress, Recover, Report, Watch};
+use nacelle_vmm::sandbox::{Role, Sandbox};
 use nacelle_vmm::snapshot::{self, Tracking};
 use nacelle_vmm::{Error, VmState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
-use super::{After, Answer, End, Message, Refused, Thread};
+use super::{After, Answer, End, Message, Plug, Refused, Thread};
 use crate::admit::{Denied, State};
 use crate::exit::Chain;
 use crate::migrate::Plan;
@@ -146,6 +147,15 @@ pub(super) enum Work {
     Move(Plan),
     HandOver(Heir),
     Save(Saving),
+    /// These are done at once.
+    Attach(Plug),
+    Detach(String),
+}
+
+fn confine(sandbox: &Sandbox) -> Result<(), Error> {
+    sandbox
+        .enter(Role::Migration)
+        .map_err(Error::io("confine a thread"))
 }
 
 /// A migration or a snapshot under way, as the machine's thread keeps it.
@@ -162,14 +172,20 @@ pub(super) struct Beside {
 }
 
 impl Thread {
-    /// Begins with what goes on beside; answered when it is done.
+    /// Begins with what comes with more than a word; answered when it is done.
     pub(super) fn begin(&mut self, work: Work, reply: oneshot::Sender<Result<Answer, Refused>>) {
         let handover = matches!(work, Work::HandOver(_));
+        let beside = !matches!(work, Work::Attach(_) | Work::Detach(_));
+        if beside && let Err(denied) = self.all_is_in_the_manifest() {
+            return drop(reply.send(Err(denied.into())));
+        }
         let recover = match &work {
             Work::Move(plan) => plan.options.recover.clone(),
-            Work::HandOver(_) | Work::Save(_) => Recover::default(),
+            _ => Recover::default(),
         };
         let (begun, state, then) = match work {
+            Work::Attach(plug) => return drop(reply.send(self.attach(plug))),
+            Work::Detach(name) => return drop(reply.send(self.detach(&name))),
             Work::Move(plan) => (self.begin_to_move(&plan), State::Migrating, Then::Continue),
             Work::HandOver(heir) => (self.begin_to_hand_over(heir), State::Migrating, Then::Continue),
             Work::Save(saving) => {
@@ -202,9 +218,11 @@ impl Thread {
             track: saving.track,
             pause: saving.then != Then::Continue,
         };
-        let tracking = self.tracking.take();
+        let (tracking, sandbox) = (self.tracking.take(), self.sandbox.clone());
         let work = move || {
-            let saved = snapshot::save(&port, &mut owner, &saving.directory, options, tracking, &wish);
+            let saved = confine(&sandbox).and_then(|()| {
+                snapshot::save(&port, &mut owner, &saving.directory, options, tracking, &wish)
+            });
             let _ = mailbox.send(Message::Saved(saved));
         };
         std::thread::Builder::new()
@@ -256,8 +274,9 @@ impl Thread {
             progress: Progress::default(),
         }));
         let mut teller = Teller(self.moving.clone());
+        let sandbox = self.sandbox.clone();
         let work = move || {
-            let moved = send(&mut owner, &wish, &mut teller);
+            let moved = confine(&sandbox).and_then(|()| send(&mut owner, &wish, &mut teller));
             let _ = mailbox.send(Message::Moved(moved));
         };
         std::thread::Builder::new()

@@ -1,5 +1,7 @@
 //! What a machine is doing, and how it ended.
 
+use serde::{Deserialize, Serialize};
+
 use crate::admit::State;
 
 /// How a machine ended.
@@ -26,6 +28,9 @@ pub enum End {
     /// The guest did not power off in the time it was given.
     #[error("the guest did not power off within its grace period and was killed")]
     GraceExpired,
+    /// The guest did not feed its watchdog, whose action is to power off.
+    #[error("the guest did not feed its watchdog, and was powered off")]
+    Watchdog,
     /// It could not go on.
     #[error("the machine failed")]
     Failed(#[source] nacelle_vmm::Error),
@@ -43,4 +48,16 @@ pub struct Status {
     /// The disk that failed, and why, until the machine goes on and tries again. Such a machine is paused, unless it
     /// is on its way.
     pub disk_error: Option<String>,
+    /// Disks that were attached while it ran, in their order.
+    pub plugged: Vec<Plugged>,
+}
+
+/// A disk that was attached to a machine that ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plugged {
+    /// Its name.
+    pub name: String,
+    /// The guest was asked to let go of it, and has not yet.
+    pub leaving: bool,
 }

@@ -1,6 +1,8 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
+use nacelle_vmm::config::{CacheMode, DiskConfig, DiskFormat, ErrorPolicy};
+
 use super::*;
 use crate::testing::{COUNTER, PARROT, guest};
 
@@ -145,6 +147,7 @@ fn a_guest_that_resets_begins_anew() {
         resets: 2,
         panicked: false,
         disk_error: None,
+        plugged: Vec::new(),
     };
     assert_eq!(driver.status(), ended);
 }
@@ -277,4 +280,70 @@ fn a_disk_that_fails_on_the_way_stops_the_machine_where_it_stays() {
     scene.ask(Command::Resume).unwrap();
     let status = scene.driver.status();
     assert_eq!((status.state, status.disk_error), (State::Running, None));
+}
+
+#[test]
+fn a_disk_comes_once_and_leaves_with_a_reset_and_nothing_is_moved_meanwhile() {
+    let home = tempfile::tempdir().unwrap();
+    let mut config = guest(home.path(), COUNTER);
+    config.transport = nacelle_vmm::config::Transport::Pci;
+    let started = start(config, Options::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let driver = started.driver.clone();
+    let plug = || Plug {
+        name: "data".into(),
+        config: DiskConfig {
+            path: "data".into(),
+            format: DiskFormat::Raw,
+            read_only: false,
+            ephemeral: false,
+            local: false,
+            cache: CacheMode::WriteBack,
+            serial: String::new(),
+            queues: 1,
+            block_size: None,
+            discard_granularity: None,
+            io: Default::default(),
+            shared: false,
+            limit: None,
+            on_error: ErrorPolicy::Stop,
+        },
+        files: vec![{
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(4096).unwrap();
+            file
+        }],
+    };
+    runtime.block_on(driver.attach(plug())).unwrap();
+    runtime.block_on(driver.attach(plug())).unwrap();
+    let data = |leaving| {
+        let name = "data".into();
+        vec![Plugged { name, leaving }]
+    };
+    assert_eq!(driver.status().plugged, data(false));
+    let saving = Saving {
+        directory: home.path().join("snapshot"),
+        incremental: false,
+        track: false,
+        then: Then::Continue,
+    };
+    let refused = runtime.block_on(driver.snapshot(saving)).unwrap_err();
+    assert!(matches!(refused, Refused::Denied(Denied::Plugged)));
+
+    runtime.block_on(driver.detach("data".into())).unwrap();
+    assert_eq!(driver.status().plugged, data(true));
+    let refused = runtime.block_on(driver.attach(plug())).unwrap_err();
+    assert!(matches!(refused, Refused::Denied(Denied::Leaving)));
+    // This guest will never let go by itself.
+    runtime.block_on(driver.ask(Command::Reset)).unwrap();
+    while !driver.status().plugged.is_empty() {
+        runtime.block_on(driver.ask(Command::Stats)).unwrap();
+    }
+    let refused = runtime.block_on(driver.detach("data".into())).unwrap_err();
+    assert!(matches!(
+        refused,
+        Refused::Failed(nacelle_vmm::Error::NotFound(_))
+    ));
+    runtime.block_on(driver.attach(plug())).unwrap();
+    runtime.block_on(driver.ask(Command::Kill)).unwrap();
 }

@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
+use nacelle_vmm::config::DiskFormat;
 use nacelle_vmm::migrate::Report;
 use nacelle_vmm::snapshot;
 use serde::{Deserialize, Serialize};
 
-use crate::admit::{Denied, State};
+pub use super::failure::{Code, Failure};
+use crate::admit::State;
 use crate::agent;
-use crate::driver::{Moving, Refused, Then};
+use crate::driver::{Moving, Plugged, Then};
 use crate::migrate::address::Address;
 use crate::migrate::tls::Files;
-use crate::migrate::{CompressionArg, Plan, TimeoutArg, Wanted};
+use crate::migrate::{CompressionArg, Credentials, Plan, TimeoutArg, Wanted};
 
 /// What a machine is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,34 @@ pub struct Machine {
     /// The disk that failed, and why; a machine that is paused for it tries again when it is resumed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_error: Option<String>,
+    /// Disks that were attached while it ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugged: Vec<Plugged>,
+}
+
+/// Asks for a disk to be plugged in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Attach {
+    /// The disk, as `domain.devices.disks[]` of a manifest has it.
+    pub disk: serde_json::Value,
+    /// Its file or block device, or a directory with a `disk.img`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<std::path::PathBuf>,
+    /// What is in the file.
+    #[serde(default)]
+    pub format: DiskFormat,
+    /// In a pod, instead of a file: the word by which the node agent knows who has it open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<String>,
+}
+
+/// Asks for a disk to be let go of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Detach {
+    /// Its name.
+    pub disk: String,
 }
 
 /// Counters of a machine and of the process that holds it.
@@ -89,6 +119,23 @@ impl Freeze {
         };
         let time = humantime::parse_duration(text).map_err(invalid)?;
         Ok((!time.is_zero()).then_some(time))
+    }
+}
+
+/// Asks for a command in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exec {
+    /// Its program and its arguments.
+    pub command: Vec<String>,
+    /// Seconds that it may take.
+    #[serde(default = "Exec::timeout")]
+    pub timeout_seconds: u32,
+}
+
+impl Exec {
+    fn timeout() -> u32 {
+        1
     }
 }
 
@@ -197,7 +244,7 @@ impl Migrate {
         };
         Ok(Plan {
             to: self.to.parse()?,
-            tls: self.tls.as_deref().map(Files::new),
+            tls: self.tls.as_deref().map(Files::new).map(Credentials::Files),
             options: wanted.options(),
             copied: self
                 .copy_disks
@@ -345,119 +392,6 @@ impl From<snapshot::Report> for Saved {
             written: report.written,
         }
     }
-}
-
-/// Why a request was not done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// For programs.
-    pub code: Code,
-    /// For people: what is wrong.
-    pub message: String,
-    /// For people: what to do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hint: Option<String>,
-}
-
-/// Kinds of failures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Code {
-    /// There is nothing at this path, or the machine has no such device.
-    NotFound,
-    /// The path does not take this method.
-    MethodNotAllowed,
-    /// The body is not what the path takes.
-    Invalid,
-    /// The body is longer than any that makes sense.
-    TooLarge,
-    /// The console is a stream: the request must ask for an upgrade.
-    UpgradeRequired,
-    /// The machine's state does not allow it.
-    Denied,
-    /// There is no machine any more.
-    Ended,
-    /// It took too long.
-    Timeout,
-    /// The machine could not do it.
-    Failed,
-}
-
-impl Code {
-    /// The HTTP status that goes with it.
-    pub fn status(self) -> u16 {
-        match self {
-            Code::Invalid => 400,
-            Code::NotFound => 404,
-            Code::MethodNotAllowed => 405,
-            Code::Denied => 409,
-            Code::Ended => 410,
-            Code::TooLarge => 413,
-            Code::UpgradeRequired => 426,
-            Code::Failed => 500,
-            Code::Timeout => 504,
-        }
-    }
-}
-
-impl Failure {
-    /// A failure with a hint.
-    pub fn new(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Failure {
-            code,
-            message: message.into(),
-            hint: Some(hint.into()),
-        }
-    }
-}
-
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Denied(denied @ Denied::Ended) => {
-                Failure::new(Code::Ended, denied.to_string(), denied.hint())
-            }
-            Refused::Denied(denied) => Failure::new(Code::Denied, denied.to_string(), denied.hint()),
-            Refused::Failed(error) => Failure {
-                code: match error {
-                    nacelle_vmm::Error::NotFound(_) => Code::NotFound,
-                    _ => Code::Failed,
-                },
-                message: with_causes(&error),
-                hint: None,
-            },
-        }
-    }
-}
-
-impl From<agent::Refused> for Failure {
-    fn from(refused: agent::Refused) -> Self {
-        use agent::Refused::{Declined, Nonsense, NotConnected, Reset, Silent};
-        let (code, hint) = match refused {
-            agent::Refused::Denied(denied) => return Refused::from(denied).into(),
-            NotConnected => (
-                Code::Denied,
-                "install qemu-guest-agent in the guest, and see that it runs",
-            ),
-            Reset => (Code::Denied, "try again when the guest has booted"),
-            Silent(_) => (
-                Code::Timeout,
-                "it may still do it: nacelle status shows whether it answers again",
-            ),
-            Declined { .. } | Nonsense(_) => (Code::Failed, "see what the agent logs in the guest"),
-        };
-        Failure::new(code, refused.to_string(), hint)
-    }
-}
-
-/// An error and its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
-    message
 }
 
 #[cfg(test)]

@@ -9,12 +9,12 @@ use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -36,6 +36,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Client for T {}
 pub struct Console {
     clients: mpsc::Sender<Newcomer>,
     leaves: Arc<AtomicBool>,
+    spoke: watch::Receiver<Option<SystemTime>>,
 }
 
 /// Who comes to the console.
@@ -60,8 +61,21 @@ impl Console {
         let guest = UnixStream::from_std(guest)?;
         let (clients, newcomers) = mpsc::channel(1);
         let leaves = Arc::<AtomicBool>::default();
-        let serving = tokio::spawn(serve(guest, newcomers, Arc::clone(&leaves), expected));
-        Ok((Console { clients, leaves }, serving))
+        let (speaks, spoke) = watch::channel(None);
+        let serving = serve(guest, newcomers, Arc::clone(&leaves), speaks, expected);
+        let serving = tokio::spawn(serving);
+        let console = Console {
+            clients,
+            leaves,
+            spoke,
+        };
+        Ok((console, serving))
+    }
+
+    /// Waits until the guest has said its first line; when that was, or nothing where it never does.
+    pub async fn first_line(&self) -> Option<SystemTime> {
+        let mut spoke = self.spoke.clone();
+        *spoke.wait_for(Option::is_some).await.ok()?
     }
 
     /// Gives the console to `client`. It is told what was said so far and then what is said; the one before it
@@ -132,6 +146,7 @@ async fn serve(
     guest: UnixStream,
     mut newcomers: mpsc::Receiver<Newcomer>,
     leaves: Arc<AtomicBool>,
+    speaks: watch::Sender<Option<SystemTime>>,
     mut expected: Option<Duration>,
 ) {
     let (mut hears, mut says) = guest.into_split();
@@ -168,7 +183,13 @@ async fn serve(
                 None => open = false,
             },
             said = hears.read(&mut chunk), if until.is_none() => match said {
-                Ok(count) if count > 0 => history.push(chunk.get(..count).unwrap_or_default()),
+                Ok(count) if count > 0 => {
+                    let words = chunk.get(..count).unwrap_or_default();
+                    if speaks.borrow().is_none() && words.contains(&b'\n') {
+                        speaks.send_replace(Some(SystemTime::now()));
+                    }
+                    history.push(words);
+                }
                 _ => until = Some(Instant::now() + expected.unwrap_or(LAST_WORDS)),
             },
             told = tell(&mut output, &history), if behind => {

@@ -3,10 +3,14 @@
 
 pub mod api;
 pub mod console;
+pub mod depart;
+mod failure;
+mod plug;
 pub(crate) mod route;
 pub mod socket;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +29,7 @@ use crate::agent::Agent;
 use crate::driver::Driver;
 use crate::exit::{Error, Result};
 use crate::origin::Origin;
+use crate::pod::departure::Departures;
 use crate::upgrade::Estate;
 
 /// Most connections at once; more wait in the socket's backlog. An upgraded one does not count: of those there is
@@ -55,8 +60,12 @@ pub struct Machine {
     pub started: Instant,
     /// What it was made of, for its snapshots.
     pub origin: Origin,
+    /// Where the node agent hands over what is behind volumes, in a pod.
+    pub volumes: Option<PathBuf>,
     /// What another program needs to go on with it; a pod's machine goes to another pod.
     pub estate: Option<Arc<Estate>>,
+    /// Its departures for other pods, where it is a pod's.
+    pub departures: Option<Arc<Departures>>,
 }
 
 /// Where it is served.

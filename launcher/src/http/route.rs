@@ -51,16 +51,23 @@ pub(super) enum Action {
     Migration,
     CancelMigration,
     TakeBack,
+    Prepare,
+    Depart,
+    Departure,
     Snapshot,
+    Attach,
+    Detach,
     Upgrade,
     Agent,
     Freeze,
     Unfreeze,
+    Ping,
+    Exec,
     SoftReboot,
 }
 
 /// Every route: method, path, action.
-pub(super) const ROUTES: [(&str, &str, Action); 20] = [
+pub(super) const ROUTES: [(&str, &str, Action); 27] = [
     ("GET", "/v1/machine", Action::Status),
     ("GET", "/v1/machine/stats", Action::Stats),
     ("GET", "/v1/machine/console", Action::Console),
@@ -75,11 +82,18 @@ pub(super) const ROUTES: [(&str, &str, Action); 20] = [
     ("GET", "/v1/machine/migration", Action::Migration),
     ("PUT", "/v1/machine/migrate-cancel", Action::CancelMigration),
     ("PUT", "/v1/machine/migrate-recover", Action::TakeBack),
+    ("PUT", "/v1/machine/depart/prepare", Action::Prepare),
+    ("PUT", "/v1/machine/depart", Action::Depart),
+    ("GET", "/v1/machine/departure", Action::Departure),
     ("PUT", "/v1/machine/snapshot", Action::Snapshot),
+    ("PUT", "/v1/machine/attach", Action::Attach),
+    ("PUT", "/v1/machine/detach", Action::Detach),
     ("PUT", "/v1/machine/upgrade", Action::Upgrade),
     ("GET", "/v1/machine/agent", Action::Agent),
     ("PUT", "/v1/machine/agent/freeze", Action::Freeze),
     ("PUT", "/v1/machine/agent/unfreeze", Action::Unfreeze),
+    ("PUT", "/v1/machine/agent/ping", Action::Ping),
+    ("PUT", "/v1/machine/agent/exec", Action::Exec),
     ("PUT", "/v1/machine/softreboot", Action::SoftReboot),
 ];
 
@@ -89,7 +103,7 @@ pub(super) struct Context {
     pub machine: Machine,
 }
 
-type Reply = Response<Full<Bytes>>;
+pub(super) type Reply = Response<Full<Bytes>>;
 
 /// Answers a request, whatever it is.
 pub(super) async fn answer(
@@ -132,9 +146,14 @@ impl Context {
             Action::Stop,
             Action::Balloon,
             Action::Migrate,
+            Action::Prepare,
+            Action::Depart,
             Action::Snapshot,
+            Action::Attach,
+            Action::Detach,
             Action::Upgrade,
             Action::Freeze,
+            Action::Exec,
         ];
         if !takes_body.contains(&action) && !request.body().is_end_stream() {
             let message = format!("{} takes no body", request.uri().path());
@@ -145,7 +164,12 @@ impl Context {
             Action::Console => return self.console(request),
             Action::Migrate => return self.migrate(request).await,
             Action::Migration => return self.migration(),
+            Action::Prepare => return self.prepare(request).await,
+            Action::Depart => return self.depart(request).await,
+            Action::Departure => return self.departure(),
             Action::Snapshot => return self.snapshot(request).await,
+            Action::Attach => return self.attach(request).await,
+            Action::Detach => return self.detach(request).await,
             Action::Upgrade => return self.upgrade(request).await,
             Action::Agent => return Ok(json(StatusCode::OK, &self.machine.agent.said())),
             Action::Freeze => return self.freeze(request).await,
@@ -153,6 +177,11 @@ impl Context {
                 patient(self.machine.agent.unfreeze()).await?;
                 return Ok(self.status(StatusCode::OK));
             }
+            Action::Ping => {
+                patient(self.machine.agent.ping()).await?;
+                return Ok(self.status(StatusCode::OK));
+            }
+            Action::Exec => return self.exec(request).await,
             Action::SoftReboot => {
                 if self.rebooted_by_agent().await? {
                     return Ok(self.status(StatusCode::ACCEPTED));
@@ -202,7 +231,14 @@ impl Context {
             (Command::Stop { .. } | Command::Reboot { .. }, Answer::Done) => {
                 Ok(self.status(StatusCode::ACCEPTED))
             }
-            (_, Answer::Done | Answer::Moved(_) | Answer::Saved(_)) => Ok(self.status(StatusCode::OK)),
+            (command, Answer::Done | Answer::Moved(_) | Answer::Saved(_)) => {
+                if command == Command::TakeBack
+                    && let Some(departures) = &self.machine.departures
+                {
+                    departures.taken_back();
+                }
+                Ok(self.status(StatusCode::OK))
+            }
         }
     }
 
@@ -239,7 +275,7 @@ impl Context {
             return Err(invalid(message, "begin it with /"));
         }
         let binary = asked.binary;
-        match self.machine.driver.hand_over(Heir { estate, binary }).await? {
+        match self.machine.driver.hand_over(Heir::new(estate, binary)).await? {
             Answer::Moved(report) => Ok(json(StatusCode::OK, &api::Migrated::from(report))),
             Answer::Done | Answer::Stats(_) | Answer::Saved(_) => Ok(self.status(StatusCode::OK)),
         }
@@ -281,6 +317,19 @@ impl Context {
         Ok(self.status(StatusCode::OK))
     }
 
+    /// Runs a command in the guest; answered when it has ended, and with a failure unless its status is 0.
+    async fn exec(&self, request: &mut Request<Incoming>) -> Result<Reply, Failure> {
+        let hint = r#"send {"command": ["test", "-e", "/run/ready"]}"#;
+        let needed = || Failure::new(Code::Invalid, "there is no command", hint);
+        let asked: api::Exec = body(request).await?.ok_or_else(needed)?;
+        if asked.command.is_empty() {
+            return Err(needed());
+        }
+        let time = Duration::from_secs(asked.timeout_seconds.into());
+        patient(self.machine.agent.exec(asked.command, time)).await?;
+        Ok(self.status(StatusCode::OK))
+    }
+
     /// The guest is asked by its power button, and switched on again when it is off.
     fn reboot(&self) -> Command {
         Command::Reboot {
@@ -309,7 +358,7 @@ impl Context {
         }
     }
 
-    fn status(&self, code: StatusCode) -> Reply {
+    pub(super) fn status(&self, code: StatusCode) -> Reply {
         let status = self.machine.driver.status();
         json(
             code,
@@ -323,6 +372,7 @@ impl Context {
                 resets: status.resets,
                 guest_panicked: status.panicked,
                 disk_error: status.disk_error,
+                plugged: status.plugged,
             },
         )
     }
@@ -376,7 +426,7 @@ fn asks_for(headers: &HeaderMap, protocol: &str) -> bool {
 }
 
 /// The body of a request, `None` when it is empty.
-async fn body<T: DeserializeOwned>(request: &mut Request<Incoming>) -> Result<Option<T>, Failure> {
+pub(super) async fn body<T: DeserializeOwned>(request: &mut Request<Incoming>) -> Result<Option<T>, Failure> {
     let limited = Limited::new(request.body_mut(), BODY_MAX).collect();
     let late = |_| Failure::new(Code::Timeout, "the body did not come", "send it at once");
     let bytes = match timeout(BODY, limited).await.map_err(late)? {
@@ -409,7 +459,7 @@ async fn body<T: DeserializeOwned>(request: &mut Request<Incoming>) -> Result<Op
 }
 
 /// The machine's counters with those of the process.
-fn process(stats: nacelle_vmm::Stats) -> nacelle_vmm::Result<api::Stats> {
+pub(crate) fn process(stats: nacelle_vmm::Stats) -> nacelle_vmm::Result<api::Stats> {
     let statm = std::fs::read_to_string("/proc/self/statm")
         .map_err(nacelle_vmm::Error::io("read /proc/self/statm"))?;
     // The second word is the resident pages (proc(5)).
@@ -428,7 +478,7 @@ fn process(stats: nacelle_vmm::Stats) -> nacelle_vmm::Result<api::Stats> {
     })
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Reply {
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
     // Our own types have no map keys but strings: this does not fail.
     let bytes = serde_json::to_vec(value).unwrap_or_default();
     let mut reply = Response::new(Full::new(bytes.into()));

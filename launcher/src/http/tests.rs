@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use http_body_util::BodyExt;
 use hyper::body::Bytes;
-use nacelle_vmm::config::{BalloonConfig, DeviceConfig, DeviceKind};
+use nacelle_vmm::config::{BalloonConfig, DeviceConfig, DeviceKind, Transport};
 use nacelle_vmm::migrate::Phase;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -102,6 +102,11 @@ async fn every_route_answers_as_documented() {
     }
     let long = format!("\"{}\"", "x".repeat(5000));
     let wrong = r#"{"bites": 1}"#;
+    let plugs = Served::start(COUNTER, |config| config.transport = Transport::Pci);
+    let file = plugs.directory.join("data.img");
+    std::fs::write(&file, [0; 4096]).unwrap();
+    let data = json!({"disk": {"name": "data"}, "file": file}).to_string();
+    let nowhere = r#"{"migration": "m", "certificate": "none", "migrate": {"to": "127.0.0.1:1"}}"#;
     let exchanges = [
         (&served, "GET", "/v1/machine", "", 200),
         (&served, "GET", "/v1/machine", "{}", 400),
@@ -127,6 +132,45 @@ async fn every_route_answers_as_documented() {
             400,
         ),
         (&served, "PUT", "/v1/machine/balloon", &long, 413),
+        (&plugs, "PUT", "/v1/machine/detach", r#"{"disk": "data"}"#, 404),
+        (&plugs, "PUT", "/v1/machine/attach", &data, 200),
+        // Who asks twice has it once.
+        (&plugs, "PUT", "/v1/machine/attach", &data, 200),
+        (&plugs, "GET", "/v1/machine", "", 200),
+        (
+            &plugs,
+            "PUT",
+            "/v1/machine/snapshot",
+            r#"{"directory": "/tmp/x"}"#,
+            409,
+        ),
+        (&plugs, "PUT", "/v1/machine/attach", "", 400),
+        (&plugs, "PUT", "/v1/machine/attach", wrong, 400),
+        (
+            &plugs,
+            "PUT",
+            "/v1/machine/attach",
+            r#"{"disk": {"name": "other"}, "file": "/nowhere"}"#,
+            400,
+        ),
+        (
+            &plugs,
+            "PUT",
+            "/v1/machine/attach",
+            r#"{"disk": {"name": "other"}, "handover": "00"}"#,
+            400,
+        ),
+        (&plugs, "PUT", "/v1/machine/attach", &long, 413),
+        (&plugs, "PUT", "/v1/machine/detach", r#"{"disk": "data"}"#, 202),
+        (&plugs, "PUT", "/v1/machine/detach", r#"{"disk": "data"}"#, 202),
+        // This guest does not listen: the disk of that name is on its way out.
+        (&plugs, "PUT", "/v1/machine/attach", &data, 409),
+        (&plugs, "PUT", "/v1/machine/detach", "", 400),
+        (&plugs, "PUT", "/v1/machine/detach", wrong, 400),
+        (&plugs, "PUT", "/v1/machine/detach", &long, 413),
+        (&plugs, "PUT", "/v1/machine/reset", "", 200),
+        (&plugs, "PUT", "/v1/machine/pause", "", 200),
+        (&plugs, "PUT", "/v1/machine/detach", r#"{"disk": "data"}"#, 409),
         (&served, "PUT", "/v1/machine/upgrade", "", 400),
         (
             &served,
@@ -168,10 +212,52 @@ async fn every_route_answers_as_documented() {
         (&talks, "PUT", "/v1/machine/agent/unfreeze", "", 200),
         (&talks, "PUT", "/v1/machine/agent/unfreeze", "{}", 400),
         (&bare, "PUT", "/v1/machine/agent/unfreeze", "", 409),
+        (&talks, "PUT", "/v1/machine/agent/ping", "", 200),
+        (&bare, "PUT", "/v1/machine/agent/ping", "", 409),
+        (&bare, "PUT", "/v1/machine/agent/ping", "{}", 400),
+        (
+            &talks,
+            "PUT",
+            "/v1/machine/agent/exec",
+            r#"{"command": ["true"]}"#,
+            200,
+        ),
+        (
+            &talks,
+            "PUT",
+            "/v1/machine/agent/exec",
+            r#"{"command": ["false"]}"#,
+            500,
+        ),
+        (&talks, "PUT", "/v1/machine/agent/exec", r#"{"command": []}"#, 400),
+        (&talks, "PUT", "/v1/machine/agent/exec", "", 400),
+        (&talks, "PUT", "/v1/machine/agent/exec", &long, 413),
+        (
+            &bare,
+            "PUT",
+            "/v1/machine/agent/exec",
+            r#"{"command": ["true"]}"#,
+            409,
+        ),
         // By its power button: the agent declines.
         (&talks, "PUT", "/v1/machine/softreboot", "", 202),
         (&bare, "PUT", "/v1/machine/softreboot", "", 202),
         (&bare, "PUT", "/v1/machine/softreboot", "{}", 400),
+        (
+            &bare,
+            "PUT",
+            "/v1/machine/depart/prepare",
+            r#"{"migration": "m"}"#,
+            200,
+        ),
+        (&bare, "PUT", "/v1/machine/depart/prepare", wrong, 400),
+        (&bare, "PUT", "/v1/machine/depart/prepare", &long, 413),
+        (&bare, "PUT", "/v1/machine/depart", wrong, 400),
+        (&bare, "PUT", "/v1/machine/depart", &long, 413),
+        (&bare, "GET", "/v1/machine/departure", "", 200),
+        (&bare, "PUT", "/v1/machine/depart", nowhere, 202),
+        (&bare, "GET", "/v1/machine/departure", "", 200),
+        (&bare, "GET", "/v1/machine/departure", "{}", 400),
         (&served, "PUT", "/v1/machine/pause", "", 200),
         (&served, "PUT", "/v1/machine/pause", "{}", 400),
         (&served, "PUT", "/v1/machine/softreboot", "", 409),
@@ -434,4 +520,42 @@ async fn who_says_nothing_is_not_waited_for() {
     silent.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty());
     halting.read_to_end(&mut rest).await.unwrap();
+}
+
+/// The last departure, when it is over.
+async fn departed(served: &Served) -> Value {
+    loop {
+        let (_, answer) = ask(served, "GET", "/v1/machine/departure", "").await;
+        if answer["departure"]["state"] != "Moving" {
+            return answer;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_departure_is_begun_once_and_one_that_fails_leaves_the_machine_running() {
+    let served = Served::start(COUNTER, |_| {});
+    let prepare = async |migration: &str| {
+        let body = json!({"migration": migration}).to_string();
+        ask(&served, "PUT", "/v1/machine/depart/prepare", &body).await.1["certificate"].clone()
+    };
+    let first = prepare("m").await;
+    assert_eq!(
+        prepare("m").await,
+        first,
+        "asked again, as by a controller that was killed"
+    );
+    assert_ne!(prepare("n").await, first, "another migration has another key");
+    let depart = async |migration: &str| {
+        let migrate = json!({"to": "127.0.0.1:1"});
+        let body = json!({"migration": migration, "certificate": first, "migrate": migrate}).to_string();
+        ask(&served, "PUT", "/v1/machine/depart", &body).await
+    };
+    assert_eq!(depart("m").await.0, 202);
+    let over = departed(&served).await;
+    assert_eq!(over["departure"]["state"], "Failed", "{over}");
+    assert_eq!(over["state"], "Running");
+    assert_eq!(depart("m").await.0, 202);
+    assert_eq!(departed(&served).await, over, "it is not begun again");
 }

@@ -1,6 +1,7 @@
-//! A client of a machine's socket.
+//! A client of a machine: by its socket, or in its pod.
 
 use std::io::{self, ErrorKind};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
 use crate::exit::{Error, Result};
@@ -26,10 +27,21 @@ const ANSWER_MAX: usize = 1 << 20;
 /// Time for an answer: the machine gives up earlier, and says so.
 const ANSWER: Duration = Duration::from_secs(90);
 
+/// Bytes both ways.
+trait Both: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Both for T {}
+
 /// A running machine.
 pub struct Client {
     name: String,
-    path: PathBuf,
+    place: Place,
+}
+
+/// Where a machine listens.
+enum Place {
+    Socket(PathBuf),
+    /// The loopback address, this port.
+    Loopback(u16),
 }
 
 impl Client {
@@ -40,8 +52,16 @@ impl Client {
     pub fn new(directory: &Path, name: &str) -> Result<Client> {
         Ok(Client {
             name: name.into(),
-            path: socket::path(directory, name)?,
+            place: Place::Socket(socket::path(directory, name)?),
         })
+    }
+
+    /// The machine of this pod, which listens at `port`.
+    pub fn loopback(port: u16) -> Client {
+        Client {
+            name: "of this pod".into(),
+            place: Place::Loopback(port),
+        }
     }
 
     /// What the machine answers to a GET.
@@ -107,21 +127,34 @@ impl Client {
     /// Returns when the machine has ended.
     pub async fn ended(&self) {
         let mut pause = Duration::from_millis(10);
-        while UnixStream::connect(&self.path).await.is_ok() {
+        while self.stream().await.is_ok() {
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(200));
         }
     }
 
+    async fn stream(&self) -> io::Result<Box<dyn Both>> {
+        Ok(match &self.place {
+            Place::Socket(path) => Box::new(UnixStream::connect(path).await?),
+            Place::Loopback(port) => Box::new(TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).await?),
+        })
+    }
+
+    /// The place, for messages.
+    fn path(&self) -> PathBuf {
+        match &self.place {
+            Place::Socket(path) => path.clone(),
+            Place::Loopback(port) => format!("127.0.0.1:{port}").into(),
+        }
+    }
+
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|error| match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => Error::NotRunning {
-                    name: self.name.clone(),
-                },
-                _ => Error::file("connect to", &self.path)(error),
-            })?;
+        let stream = self.stream().await.map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => Error::NotRunning {
+                name: self.name.clone(),
+            },
+            _ => Error::file("connect to", self.path())(error),
+        })?;
         let (sender, connection) = handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.odd(error))?;
@@ -183,7 +216,7 @@ impl Client {
     fn odd(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::File {
             what: "talk to the machine through",
-            path: self.path.clone(),
+            path: self.path(),
             source: io::Error::other(error),
         }
     }

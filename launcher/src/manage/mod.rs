@@ -3,6 +3,7 @@
 pub mod client;
 pub mod console;
 mod migrate;
+mod plug;
 mod show;
 
 use std::io::Write;
@@ -145,6 +146,38 @@ Examples:
         /// How much, as Kubernetes writes it: 256Mi, 1Gi, 500M
         #[arg(value_name = "SIZE", value_parser = size)]
         size: u64,
+    },
+    /// Plug a disk into a running machine
+    #[command(after_help = "\
+Examples:
+  nacelle attach ledger data /srv/data.img
+  nacelle attach ledger data /dev/vg0/data --serial D1 --cache none
+      the guest finds it by its serial number, in /dev/disk/by-id
+A disk that is attached is not in the manifest: while it is there the machine is not moved, saved or upgraded.")]
+    Attach {
+        /// Which one.
+        #[command(flatten)]
+        machine: Named,
+        /// The disk.
+        #[command(flatten)]
+        disk: plug::DiskArgs,
+    },
+    /// Have the guest let go of a disk that was attached, and wait until it has
+    #[command(after_help = "\
+Examples:
+  nacelle detach ledger data
+  nacelle detach ledger data --no-wait
+A guest may take its time, or never do it. A reset takes the disk, too.")]
+    Detach {
+        /// Which one.
+        #[command(flatten)]
+        machine: Named,
+        /// The disk, as nacelle status names it
+        #[arg(value_name = "DISK")]
+        disk: String,
+        /// Do not wait until it has left
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Move a running machine to another nacelle, which waits for it with nacelle receive
     #[command(after_help = "\
@@ -346,6 +379,17 @@ impl Command {
                     Format::Table => show::saved(&machine.name, &asked.directory, &saved),
                 }
             }
+            Command::Attach { machine, disk } => {
+                let machine: Machine = client(&machine)?
+                    .long("/v1/machine/attach", Some(&disk.asked()?))
+                    .await?;
+                format!("{}: disk {} is attached\n", machine.name, disk.disk)
+            }
+            Command::Detach {
+                machine,
+                disk,
+                no_wait,
+            } => plug::detach(&client(&machine)?, disk, no_wait).await?,
             Command::Migrate {
                 machine,
                 to,

@@ -42,6 +42,13 @@ pub fn machine(machine: &Machine, said: &Said) -> String {
         };
         rows.push(("Failed".into(), format!("{error}{advice}")));
     }
+    for disk in &machine.plugged {
+        let leaving = match disk.leaving {
+            true => ", which the guest is to let go of",
+            false => "",
+        };
+        rows.push(("Attached".into(), format!("disk {}{leaving}", disk.name)));
+    }
     rows.extend(guest(said));
     pairs(&rows)
 }
@@ -227,6 +234,7 @@ mod tests {
             resets: 0,
             guest_panicked: false,
             disk_error: None,
+            plugged: Vec::new(),
         }
     }
 

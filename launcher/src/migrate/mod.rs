@@ -2,9 +2,11 @@
 //! migration itself is `nacelle_vmm::migrate`, over streams that are made here.
 
 pub mod address;
+pub mod pair;
 pub mod stream;
 pub mod tls;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -12,8 +14,12 @@ use nacelle_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use nacelle_api::quantity;
 use nacelle_vmm::migrate::{Compression, Limits, OnTimeout, Options};
 
+use rustls::ClientConfig;
+
 use self::address::Address;
+use self::pair::Pair;
 use self::tls::Files;
+use crate::Result;
 
 /// A migration that somebody wants.
 #[derive(Clone, Debug)]
@@ -21,11 +27,33 @@ pub struct Plan {
     /// Where to.
     pub to: Address,
     /// Who we are, for a way over a network.
-    pub tls: Option<Files>,
+    pub tls: Option<Credentials>,
     /// What is wanted of it.
     pub options: Options,
     /// Devices that are disks and go along, beside those that end with the machine.
     pub copied: Vec<String>,
+}
+
+/// Who we are to the other side.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    /// One of those whom an authority trusts.
+    Files(Files),
+    /// Who has this key, to who has that certificate (PEM).
+    Pair(Arc<Pair>, String),
+}
+
+impl Credentials {
+    /// What a source needs.
+    ///
+    /// # Errors
+    /// When it is not what it must be.
+    pub fn client(&self) -> Result<Arc<ClientConfig>> {
+        match self {
+            Credentials::Files(files) => files.client(),
+            Credentials::Pair(pair, peer) => pair.client(peer),
+        }
+    }
 }
 
 /// What is wanted of a migration, on the command line.

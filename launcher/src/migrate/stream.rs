@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ServerConfig, StreamOwned};
 
 use super::Plan;
 use super::address::Address;
-use super::tls::{self, Files};
+use super::tls;
 use crate::{Error, Result};
 
 /// How often a stream that waits looks whether it still should.
@@ -35,7 +35,7 @@ impl Connector {
     pub fn new(plan: &Plan) -> Result<Connector> {
         let tls = match (&plan.to, &plan.tls) {
             (Address::Unix(_), _) => None,
-            (Address::Tcp { .. }, Some(files)) => Some(files.client()?),
+            (Address::Tcp { .. }, Some(credentials)) => Some(credentials.client()?),
             (Address::Tcp { .. }, None) => {
                 return Err(Error::Usage(
                     "a machine goes over a network by TLS only: say where its certificates are".into(),
@@ -145,7 +145,11 @@ impl Listener {
     ///
     /// # Errors
     /// When that cannot be, or TLS is needed and its files are not there.
-    pub fn bind(address: &Address, tls: impl FnOnce() -> Result<Files>, cancel: Cancel) -> Result<Listener> {
+    pub fn bind(
+        address: &Address,
+        tls: impl FnOnce() -> Result<Arc<ServerConfig>>,
+        cancel: Cancel,
+    ) -> Result<Listener> {
         let listen = |source| Error::Listen {
             address: address.to_string(),
             source,
@@ -158,7 +162,7 @@ impl Listener {
                 Socket::Unix(listener, path.clone())
             }
             Address::Tcp { host, port } => {
-                let tls = tls()?.server()?;
+                let tls = tls()?;
                 let listener = TcpListener::bind((host.as_str(), *port)).map_err(listen)?;
                 listener.set_nonblocking(true).map_err(listen)?;
                 Socket::Tcp(listener, tls)

@@ -40,7 +40,7 @@ impl Authority {
 fn plan(to: &str, tls: Option<Files>) -> Plan {
     Plan {
         to: to.parse().unwrap(),
-        tls,
+        tls: tls.map(Credentials::Files),
         options: Options::default(),
         copied: Vec::new(),
     }
@@ -67,7 +67,7 @@ fn only_who_has_a_certificate_of_the_same_authority_may_send_a_machine() {
     let files = |name: &str, by: &Authority, trusted: &Authority| by.files(&home.path().join(name), trusted);
     let good = files("good", &ours, &ours);
     let at: Address = "localhost:0".parse().unwrap();
-    let listener = Listener::bind(&at, || Ok(files("target", &ours, &ours)), Cancel::new()).unwrap();
+    let listener = Listener::bind(&at, || files("target", &ours, &ours).server(), Cancel::new()).unwrap();
     let port = listener.address().rsplit_once(':').unwrap().1.to_owned();
     let target = std::thread::spawn(move || {
         // Whoever may not is sent away, and the wait goes on.
@@ -108,12 +108,42 @@ fn only_who_has_a_certificate_of_the_same_authority_may_send_a_machine() {
 }
 
 #[test]
+fn pods_trust_each_others_keys_and_no_others() {
+    let address = std::net::IpAddr::from([127, 0, 0, 1]);
+    let target = Pair::new("m", Some(address)).unwrap();
+    let [source, stranger] = [(); 2].map(|()| Arc::new(Pair::new("m", None).unwrap()));
+    let elsewhere = Pair::new("m", Some(address)).unwrap();
+    let at = "127.0.0.1:0".parse().unwrap();
+    let listener = Listener::bind(&at, || target.server(source.certificate()), Cancel::new()).unwrap();
+    let to = listener.address();
+    let waits = std::thread::spawn(move || word(&mut *listener.accept().unwrap()));
+    let connect = |pair: &Arc<Pair>, peer: &Pair| {
+        let credentials = Credentials::Pair(Arc::clone(pair), peer.certificate().to_owned());
+        let plan = Plan {
+            tls: Some(credentials),
+            ..plan(&to, None)
+        };
+        Connector::new(&plan).unwrap().connect()
+    };
+    // Names and authorities are the same: only the key tells them apart.
+    assert!(connect(&source, &elsewhere).is_err(), "another target");
+    if let Ok(mut stream) = connect(&stranger, &target) {
+        let _ = stream.write_all(b"wrong").and_then(|()| stream.flush());
+    }
+    let mut stream = connect(&source, &target).unwrap();
+    stream.write_all(b"right").unwrap();
+    stream.flush().unwrap();
+    assert_eq!(waits.join().unwrap(), "right");
+    assert!(!format!("{source:?}").contains("PRIVATE"));
+}
+
+#[test]
 fn a_stream_on_which_its_source_hears_nothing_ends_and_is_not_reset() {
     let home = tempfile::tempdir().unwrap();
     let files = Authority::new();
     let files = files.files(home.path(), &files);
     let (here, at) = (files.clone(), "localhost:0".parse().unwrap());
-    let listener = Listener::bind(&at, || Ok(here), Cancel::new()).unwrap();
+    let listener = Listener::bind(&at, || here.server(), Cancel::new()).unwrap();
     let port = listener.address().rsplit_once(':').unwrap().1.to_owned();
     let (accepted, ready) = std::sync::mpsc::channel();
     let target = std::thread::spawn(move || {

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
-use std::str::FromStr;
 use std::time::Duration;
 
 use dhcproto::v4::{
@@ -20,13 +19,13 @@ use super::error::Cause;
 use super::resolver::Resolver;
 
 /// As in KubeVirt: 999 days.
-const LEASE_SECONDS: u32 = 999 * 24 * 3600;
+pub(super) const LEASE_SECONDS: u32 = 999 * 24 * 3600;
 /// Longest packet that is looked at; more of one is not read.
 const MAX_PACKET: usize = 1500;
 /// Bytes of packets that wait to be read.
 const RECEIVE_BUFFER: usize = 16 << 10;
 /// After each packet, so that a guest that sends many costs little.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 /// `hlen` of Ethernet and where it is in a message (RFC 2131, §2).
 const ETHERNET_LEN: u8 = 6;
 const HLEN_AT: usize = 2;
@@ -191,13 +190,10 @@ impl Offer {
         if !self.resolver.servers.is_empty() {
             options.insert(DhcpOption::DomainNameServer(self.resolver.servers.clone()));
         }
-        let search = self.resolver.search.iter();
-        let search: Vec<_> = search
-            .filter_map(|name| dhcproto::Name::from_str(name).ok())
-            .collect();
         if let Some(first) = self.resolver.search.first() {
             options.insert(DhcpOption::DomainName(first.clone()));
         }
+        let search = self.resolver.search_names();
         if !search.is_empty() {
             options.insert(DhcpOption::DomainSearch(search));
         }

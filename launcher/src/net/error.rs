@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 /// A network cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -78,9 +78,9 @@ pub enum Cause {
     },
     /// The guest's network has too few addresses.
     #[error(
-        "the network {0} is too small: it needs an address for the host and one for the guest (/30 or larger)"
+        "the network {0} is too small: it needs an address for the host and one for the guest (/30 or larger, IPv6: /126)"
     )]
-    TooSmall(Ipv4Net),
+    TooSmall(IpNet),
     /// The guest's network is in use on this host.
     #[error("the network {wanted} is in use on this host ({used}): name another by vmNetworkCIDR")]
     Used {

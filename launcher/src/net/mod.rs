@@ -13,6 +13,7 @@
 mod dhcp;
 mod error;
 mod forwarding;
+mod ipv6;
 mod lock;
 mod masquerade;
 mod nft;
@@ -23,11 +24,12 @@ mod tap;
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use nacelle_vmm::config::TapConfig;
 
 pub use self::dhcp::Lease;
 pub use self::error::{Cause, Error};
+pub use self::ipv6::Ipv6;
 use self::tap::{Host, Link};
 
 /// An interface that the guest sees, and how it is connected.
@@ -52,6 +54,8 @@ pub enum Binding {
     Masquerade {
         /// The guest's network: the host has its first address, the guest its second.
         ipv4: Ipv4Net,
+        /// The same of IPv6, where the manifest names it. Served in pods.
+        ipv6: Option<Ipv6Net>,
         /// Ports of the guest that the host forwards to it.
         ports: Vec<Port>,
     },
@@ -139,7 +143,15 @@ fn plan<'a>(nets: &'a [Net], options: &'a Options) -> Result<Vec<Way<'a>>, Error
     nets.iter()
         .map(|net| match (taps.next(), &net.binding, &options.bridge) {
             (Some(tap), _, _) => Ok(Way::Tap(tap)),
-            (None, Binding::Masquerade { ipv4, ports }, _) => Ok(Way::Masquerade(*ipv4, ports)),
+            (None, Binding::Masquerade { ipv4, ipv6, ports }, _) => {
+                if ipv6.is_some() {
+                    log::warn!(
+                        "network {}: vmIPv6NetworkCIDR has no effect without a cluster; the guest gets IPv4",
+                        net.name
+                    );
+                }
+                Ok(Way::Masquerade(*ipv4, ports))
+            }
             (None, Binding::Bridge, Some(bridge)) => Ok(Way::Bridge(bridge)),
             (None, Binding::Bridge, None) => Err(Cause::NoBridge.of(&net.name)),
         })

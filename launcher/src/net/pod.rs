@@ -8,26 +8,31 @@
 //!
 //! ```text
 //! masquerade   the tap has the gateway's address; nftables translates between it and the pod's eth0
+//!              Of IPv6, where the pod has it: each packet is translated as it comes in, and a tap beside the guest's
+//!              has its router answer (`super::ipv6`)
 //! bridge       the guest is the pod on its network: nftables passes frames between tap and eth0 as they are, and
 //!              DHCP hands the pod's address over. The pod keeps the address too: what comes for the few ports in
 //!              `OWN_PORTS`, from which the launcher reports, is its own
 //! ```
 
+mod ipv6;
 mod rules;
 
 use std::ops::RangeInclusive;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use nacelle_vmm::config::TapConfig;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use super::dhcp::{self, Lease, Offer};
 use super::error::{Cause, Error};
+use super::ipv6::uplink::{self, Uplink};
+use super::ipv6::{DEFAULT_NETWORK, Ipv6, Router};
 use super::masquerade::{GATEWAY_MAC, mtu};
 use super::subnet::Subnet;
 use super::tap::{self, Host, Link, Route};
-use super::{Binding, HostNet, Net, nft, resolver, unusual};
+use super::{Binding, HostNet, Net, Port, nft, resolver, unusual};
 
 /// The pod's interface on the pod network, as every network plugin names it.
 pub const UPLINK: &str = "eth0";
@@ -55,8 +60,18 @@ pub struct Interface {
     pub mtu: u32,
     /// What the guest is told by DHCP.
     pub lease: Lease,
+    /// Where it is on IPv6, where the pod is on it and the guest is translated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6>,
     /// The guest has the pod's own address.
     pub bridged: bool,
+}
+
+impl Interface {
+    /// Not all that comes to the pod's address is the pod's: its own connections must begin at [`OWN_PORTS`].
+    pub fn shares_address(&self) -> bool {
+        self.bridged || self.ipv6.is_some()
+    }
 }
 
 /// Makes the interface of `nets` in this network namespace. It must run on a tokio runtime with I/O and time.
@@ -79,7 +94,7 @@ async fn make_one(net: &Net) -> Result<Interface, Cause> {
     let uplink = links.iter().find(|link| link.name == UPLINK);
     let uplink = uplink.ok_or_else(|| Cause::NotThere(UPLINK.to_owned()))?;
     let routes = host.routes().await?;
-    let name = tap::make_for(USER, net.queue_pairs)?;
+    let name = tap::make_for(USER, tap::POD_NAME, net.queue_pairs)?;
     host.without_ipv6_address(&name).await?;
     let mtu = mtu(&routes, &links);
     let tap = Tap {
@@ -88,14 +103,22 @@ async fn make_one(net: &Net) -> Result<Interface, Cause> {
         mtu,
     };
     match &net.binding {
-        Binding::Masquerade { ipv4, ports } => {
+        Binding::Masquerade { ipv4, ipv6, ports } => {
             let subnet = Subnet::of(*ipv4)?;
             tap.set_up(Some(GATEWAY_MAC), subnet.gateway_net()).await?;
             // The rules are there before anything is forwarded.
             nft::apply(&rules::masquerade(&tap.name, &subnet, ports))?;
             host.forward(&tap.name, true).await?;
             host.forward(UPLINK, false).await?;
-            Ok(tap.made(net, net.mac, subnet.lease(), false))
+            let network = ipv6.unwrap_or(DEFAULT_NETWORK);
+            let ipv6 = match uplink::of(&host, uplink.index).await? {
+                Some(uplink) => Some(tap.translated(net, network, &uplink, ports).await?),
+                None => None,
+            };
+            Ok(Interface {
+                ipv6,
+                ..tap.made(net, net.mac, subnet.lease(), false)
+            })
         }
         Binding::Bridge => {
             let addresses = host.addresses(uplink.index).await?;
@@ -128,6 +151,22 @@ impl Tap<'_> {
         self.host.add_address(link.index, address).await
     }
 
+    /// Makes what passes IPv6 to and from the guest.
+    async fn translated(
+        &self,
+        net: &Net,
+        network: Ipv6Net,
+        uplink: &Uplink,
+        ports: &[Port],
+    ) -> Result<Ipv6, Cause> {
+        let side = tap::make_for(USER, tap::SIDE_NAME, 1)?;
+        self.host.without_ipv6_address(&side).await?;
+        self.host.set(&side, self.mtu, None, None).await?;
+        let ipv6 = Ipv6::of(&side, network, uplink.address)?;
+        nft::apply(&ipv6::rules(&self.name, net.mac, &ipv6, uplink, ports))?;
+        Ok(ipv6)
+    }
+
     fn made(self, net: &Net, mac: [u8; 6], lease: Lease, bridged: bool) -> Interface {
         Interface {
             network: net.name.clone(),
@@ -135,6 +174,7 @@ impl Tap<'_> {
             mac,
             mtu: self.mtu,
             lease,
+            ipv6: None,
             bridged,
         }
     }
@@ -204,6 +244,16 @@ pub fn take(interfaces: &[Interface], hostname: &str) -> Result<(Vec<HostNet>, S
             hostname: hostname.to_owned(),
             resolver: resolver::of_host(),
         };
+        if let Some(ipv6) = &interface.ipv6 {
+            let router = Router {
+                mac: interface.mac,
+                ipv6: ipv6.clone(),
+                mtu: interface.mtu,
+                resolver: offer.resolver.clone(),
+            };
+            let router = super::ipv6::serve(router).map_err(|cause| cause.of(&interface.network))?;
+            served.0.push(router);
+        }
         let server = dhcp::serve(&interface.tap, offer).map_err(|cause| cause.of(&interface.network))?;
         served.0.push(server);
         nets.push(HostNet {

@@ -30,7 +30,7 @@ impl Subnet {
                 gateway,
                 guest,
             }),
-            _ => Err(Cause::TooSmall(network)),
+            _ => Err(Cause::TooSmall(network.into())),
         }
     }
 

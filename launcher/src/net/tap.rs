@@ -20,7 +20,9 @@ use super::error::Cause;
 /// Taps of ours: the kernel chooses the number.
 const NAME: &str = "nacelle%d";
 /// The tap of a pod, as in KubeVirt.
-const POD_NAME: &str = "tap0";
+pub(super) const POD_NAME: &str = "tap0";
+/// The tap beside it, by which the guest's router answers.
+pub(super) const SIDE_NAME: &str = "tap0-router";
 /// How all names of taps of ours begin.
 pub(super) const PREFIX: &str = "nacelle";
 
@@ -57,9 +59,9 @@ pub(super) fn make(queue_pairs: u16, address: Option<Ipv4Net>) -> Result<NewTap,
 }
 
 /// Makes a tap that stays, and that the user `owner` may attach to. Gives its name.
-pub(super) fn make_for(owner: u32, queue_pairs: u16) -> Result<String, Cause> {
-    let taps = Tap::open(POD_NAME, usize::from(queue_pairs))?;
-    let first = taps.first().ok_or_else(|| Cause::NotThere(POD_NAME.to_owned()))?;
+pub(super) fn make_for(owner: u32, name: &str, queue_pairs: u16) -> Result<String, Cause> {
+    let taps = Tap::open(name, usize::from(queue_pairs))?;
+    let first = taps.first().ok_or_else(|| Cause::NotThere(name.to_owned()))?;
     first.keep_for(owner)?;
     Ok(first.name().to_owned())
 }
@@ -124,6 +126,11 @@ impl Host {
             rtnetlink::new_connection().map_err(Cause::io("open a netlink socket"))?;
         let connection = tokio::spawn(connection);
         Ok(Host { handle, connection })
+    }
+
+    /// What else netlink tells.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// All interfaces.

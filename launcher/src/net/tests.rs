@@ -14,6 +14,7 @@ fn masquerade(ports: &[Port]) -> Net {
     Net {
         name: "default".into(),
         binding: Binding::Masquerade {
+            ipv6: None,
             ipv4: DEFAULT_NETWORK,
             ports: ports.to_vec(),
         },

@@ -73,9 +73,26 @@ pub struct AllocateResponse {
 /// How a container gets it.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ContainerResponse {
+    /// Files and directories of the node.
+    #[prost(message, repeated, tag = "2")]
+    pub mounts: Vec<Mount>,
     /// Device files.
     #[prost(message, repeated, tag = "3")]
     pub devices: Vec<DeviceFile>,
+}
+
+/// A file or directory of the node in a container.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Mount {
+    /// Where the container has it.
+    #[prost(string, tag = "1")]
+    pub container_path: String,
+    /// Where the node has it.
+    #[prost(string, tag = "2")]
+    pub host_path: String,
+    /// The container may not write.
+    #[prost(bool, tag = "3")]
+    pub read_only: bool,
 }
 
 /// A device file in a container.

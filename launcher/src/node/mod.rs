@@ -3,11 +3,19 @@
 //!
 //! A device here is a right to open a file; many machines have it at once. The kubelet forgets its plugins when it is
 //! restarted, and removes their sockets: a plugin that misses its socket presents itself again.
+//!
+//! It also brings together who has a volume and who wants it ([`volumes`]), and asks the node's machines for their figures,
+//! for Prometheus ([`metrics`]).
 
 mod api;
+mod families;
 mod health;
+pub(crate) mod metrics;
 mod plugin;
+pub mod sockets;
+pub mod volumes;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,16 +47,25 @@ pub struct NodeArgs {
     /// Where the kubelet and its plugins have their sockets
     #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet/device-plugins")]
     plugins: PathBuf,
+    /// Where Prometheus is answered
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:22482")]
+    metrics: SocketAddr,
+    /// The node's name
+    #[arg(long, value_name = "NAME", default_value = "")]
+    node_name: String,
 }
 
-/// The devices, by the last part of `devices.kubevirt.io/NAME` and their file. The first are those without which no
-/// machine runs.
-const DEVICES: [(&str, &str); 4] = [
-    ("kvm", "kvm"),
-    ("tun", "net/tun"),
-    ("vhost-net", "vhost-net"),
-    ("vhost-vsock", "vhost-vsock"),
+/// The devices, by the last part of `devices.kubevirt.io/NAME`, and their file. The first are those without which no
+/// machine runs. `volumes` is what a pod has that hands a volume to a machine.
+const DEVICES: [(&str, Option<&str>); 5] = [
+    (KVM, Some("kvm")),
+    ("tun", Some("net/tun")),
+    ("vhost-net", Some("vhost-net")),
+    ("vhost-vsock", Some("vhost-vsock")),
+    (VOLUMES, None),
 ];
+const KVM: &str = "kvm";
+const VOLUMES: &str = "volumes";
 const NEEDED: usize = 2;
 
 /// Which of [`DEVICES`] the kubelet knows.
@@ -86,11 +103,19 @@ pub fn run(args: &NodeArgs) -> Result<()> {
         let listener = health::listen().await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(health::serve(listener, Arc::clone(&known)));
+        let volumes = volumes::listen(&args.plugins)?;
+        tasks.spawn(volumes::serve(volumes, 2 * args.max_devices as usize));
+        let machines = metrics::Machines::new(2 * args.max_devices as usize);
+        tasks.spawn(machines.clone().meet(metrics::listen(&args.plugins)?));
+        let listener = metrics::bind(args.metrics).await?;
+        tasks.spawn(metrics::serve(listener, machines, args.node_name.clone()));
         for (index, (name, file)) in DEVICES.into_iter().enumerate() {
             let known = Arc::clone(&known);
             let plugin = Plugin {
                 name,
                 file,
+                // Who has a volume, and who wants one.
+                sockets: [KVM, VOLUMES].contains(&name),
                 dev: args.dev.clone(),
                 plugins: args.plugins.clone(),
                 count: args.max_devices,

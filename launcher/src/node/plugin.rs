@@ -18,9 +18,10 @@ use tonic::{Request, Response, Status};
 use super::api::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use super::api::registration_client::RegistrationClient;
 use super::api::{
-    AllocateRequest, AllocateResponse, ContainerResponse, Device, DeviceFile, Devices, Empty, Options,
+    AllocateRequest, AllocateResponse, ContainerResponse, Device, DeviceFile, Devices, Empty, Mount, Options,
     RegisterRequest, VERSION,
 };
+use super::sockets;
 
 /// How often device, kubelet and socket are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -34,8 +35,10 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub(super) struct Plugin {
     /// Of `devices.kubevirt.io/NAME`.
     pub name: &'static str,
-    /// Its path below `/dev`.
-    pub file: &'static str,
+    /// Its path below `/dev`; without one it is only the right to what comes along.
+    pub file: Option<&'static str>,
+    /// Whether the directory of the agent's sockets comes along ([`super::sockets`]).
+    pub sockets: bool,
     /// The node's `/dev`.
     pub dev: PathBuf,
     /// The kubelet's directory.
@@ -59,7 +62,7 @@ impl Plugin {
     }
 
     fn is_there(&self) -> bool {
-        self.dev.join(self.file).exists()
+        self.file.is_none_or(|file| self.dev.join(file).exists())
     }
 
     /// Which kubelet it is: each makes its socket anew.
@@ -141,13 +144,22 @@ impl Plugin {
 
     /// The file is the same for every device.
     fn allocate(&self, request: &AllocateRequest) -> AllocateResponse {
-        let path = format!("/dev/{}", self.file);
-        let container = ContainerResponse {
-            devices: vec![DeviceFile {
+        let devices = self.file.iter().map(|file| {
+            let path = format!("/dev/{file}");
+            DeviceFile {
                 container_path: path.clone(),
                 host_path: path,
                 permissions: "rw".to_owned(),
-            }],
+            }
+        });
+        let sockets = self.sockets.then(|| Mount {
+            container_path: format!("/{}", sockets::IN_CONTAINERS),
+            host_path: sockets::directory(&self.plugins).display().to_string(),
+            read_only: true,
+        });
+        let container = ContainerResponse {
+            devices: devices.collect(),
+            mounts: sockets.into_iter().collect(),
         };
         AllocateResponse {
             containers: vec![container; request.containers.len()],

@@ -50,7 +50,8 @@ impl Kubelet {
 fn plugin(home: &Path) -> Plugin {
     Plugin {
         name: "tun",
-        file: "net/tun",
+        file: Some("net/tun"),
+        sockets: true,
         dev: home.join("dev"),
         plugins: home.join("plugins"),
         count: 3,
@@ -117,6 +118,10 @@ async fn the_kubelet_hears_of_a_device_and_of_its_loss_and_each_new_kubelet_anew
         ("/dev/net/tun", "/dev/net/tun")
     );
     assert_eq!(device.permissions, "rw");
+    let mount = &given.containers[0].mounts[0];
+    assert_eq!(mount.container_path, "/run/nacelle-node");
+    assert_eq!(Path::new(&mount.host_path), home.join("plugins/nacelle"));
+    assert!(mount.read_only);
 
     fs::remove_file(home.join("dev/net/tun")).unwrap();
     let lost = timeout(PATIENCE, devices.message())

@@ -7,6 +7,7 @@ use nacelle_api::vmi::VirtualMachineInstance;
 use nacelle_api::{FieldPath, support};
 
 use crate::convert::{self, NO_FREE_PAGE_REPORTING, Names, Plan};
+use crate::logging;
 use crate::{Error, Result};
 
 /// Reads it and plans the machine.
@@ -26,7 +27,9 @@ pub(super) fn read(file: &Path) -> Result<Plan> {
         namespace: metadata
             .namespace
             .ok_or_else(|| wrong("it has no metadata.namespace".into()))?,
+        uid: metadata.uid.unwrap_or_default(),
     };
+    logging::instance(names.clone());
     let found = support(&instance.spec, &FieldPath::new("spec"));
     if !found.unsupported.is_empty() {
         return Err(Error::Refused {

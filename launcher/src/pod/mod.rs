@@ -5,17 +5,26 @@
 //! pod init           before the others: makes the interface, with NET_ADMIN alone, and copies `serve-file` to where the
 //!                    containers of users' images find it
 //! pod console-log    prints what the guest says on its serial line
+//! pod probe          what the kubelet runs beside the machine, to ask the guest's agent
 //! pod run            runs the machine, without any privilege
+//! pod volume         in a pod of its own: hands a claim over to a machine that runs already
 //! ```
 //! The last ones start in any order. Who serves the machine ends with it: it listens on a socket as long as it lives.
 
+mod arrival;
 mod console_log;
+mod credentials;
+pub mod departure;
 mod install;
 mod instance;
+mod metrics;
 mod net;
+mod probe;
 mod report;
 mod run;
+mod start;
 pub mod storage;
+mod volume;
 
 use std::fmt::Display;
 use std::fs;
@@ -24,6 +33,9 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use crate::exit::Chain;
+use crate::figures;
+use crate::node::sockets::IN_CONTAINERS;
+use crate::node::volumes;
 use crate::{Error, Result, Status};
 
 /// What a container of the pod does.
@@ -47,8 +59,21 @@ pub enum Command {
         #[command(flatten)]
         root: Root,
     },
+    /// Hand a claim over to a machine of this node that runs already
+    Volume {
+        /// The claim: a block device, or a directory
+        path: PathBuf,
+        /// Nobody may write it
+        #[arg(long)]
+        read_only: bool,
+        /// Where the pod's files are
+        #[command(flatten)]
+        root: Root,
+    },
     /// Print what the pod's machine says on its serial line
     ConsoleLog(Root),
+    /// Ask the guest's agent how the guest is: status 0 when it is well
+    Probe(probe::Probe),
 }
 
 /// Where the pod's files are.
@@ -67,6 +92,11 @@ impl Root {
     /// The instance, as the controller gives it.
     fn instance(&self) -> PathBuf {
         self.at("etc/nacelle/vmi.json")
+    }
+
+    /// Who comes, where the machine is one that runs elsewhere.
+    fn migration(&self) -> PathBuf {
+        self.at("etc/nacelle/migration.json")
     }
 
     /// Where to report to.
@@ -99,6 +129,16 @@ impl Root {
         self.at("run/nacelle/machine.sock")
     }
 
+    /// Where the node agent brings together who has a volume and who wants it.
+    fn volumes(&self) -> PathBuf {
+        self.at(IN_CONTAINERS).join(volumes::SOCKET)
+    }
+
+    /// Where the node agent asks for figures.
+    fn metrics(&self) -> PathBuf {
+        self.at(IN_CONTAINERS).join(figures::SOCKET)
+    }
+
     /// Where the kubelet reads why a container ended.
     fn termination_log(&self) -> PathBuf {
         self.at("dev/termination-log")
@@ -106,9 +146,14 @@ impl Root {
 }
 
 impl Command {
-    fn root(&self) -> &Root {
+    /// Where the container's files are; a probe has a container only as its guest.
+    fn root(&self) -> Option<&Root> {
         match self {
-            Command::Run { root, .. } | Command::ConsoleLog(root) | Command::Init { root, .. } => root,
+            Command::Run { root, .. }
+            | Command::ConsoleLog(root)
+            | Command::Init { root, .. }
+            | Command::Volume { root, .. } => Some(root),
+            Command::Probe(_) => None,
         }
     }
 
@@ -120,10 +165,16 @@ impl Command {
         let done = match self {
             Command::Run { logged, root } => run::run(root, *logged),
             Command::Init { serve_file, root } => init(serve_file.as_deref(), root).map(|()| Status::Done),
+            Command::Volume {
+                path,
+                read_only,
+                root,
+            } => volume::run(root, path, *read_only).map(|()| Status::Done),
             Command::ConsoleLog(root) => console_log::run(root).map(|()| Status::Done),
+            Command::Probe(probe) => probe::run(probe),
         };
-        if let Err(error) = &done {
-            last_words(&self.root().termination_log(), Chain(error));
+        if let (Err(error), Some(root)) = (&done, self.root()) {
+            last_words(&root.termination_log(), Chain(error));
         }
         done
     }

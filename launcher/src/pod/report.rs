@@ -30,9 +30,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
+use super::arrival::Arrival;
+use super::credentials::Synchronized;
+use super::departure::Departure;
+use super::start::Start;
 use crate::admit::State;
 use crate::agent::{self, FreezeStatus, Os, Said, Text};
-use crate::driver::{End, Status};
+use crate::driver::{End, Plugged, Status};
 use crate::exit::Chain;
 use crate::net::pod::{OWN_PORTS, UPLINK};
 use crate::net::{Net, pod as pod_net};
@@ -62,6 +66,21 @@ pub struct Report {
     /// What its agent says, while that answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<Guest>,
+    /// Whether the guest's users have their keys and passwords, once that was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Synchronized>,
+    /// Disks that were attached while it ran.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plugged: Vec<Plugged>,
+    /// Where this pod waits for its machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arrival: Option<Arrival>,
+    /// The machine leaves for another pod, or was to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub departure: Option<Departure>,
+    /// How long its start took, once, to who wants to know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
 }
 
 /// What a guest's agent says, as `status` of an instance has it.
@@ -147,7 +166,12 @@ pub(super) fn interfaces(nets: &[Net], made: &[pod_net::Interface], addresses: &
 
 impl Report {
     /// What is told of a machine with this status, whose agent says that; its end has a report of its own ([`Last`]).
-    pub(super) fn of(status: &Status, said: &Said, interfaces: &[Interface]) -> Option<Report> {
+    pub(super) fn of(
+        status: &Status,
+        said: &Said,
+        interfaces: &[Interface],
+        departure: Option<Departure>,
+    ) -> Option<Report> {
         let failed = status.disk_error.as_deref();
         let (state, reason) = match status.state {
             // What moves or is saved runs meanwhile.
@@ -155,8 +179,9 @@ impl Report {
             State::Paused if failed.is_some() => ("Paused", "PausedIOError"),
             State::Paused => ("Paused", "PausedByUser"),
             State::Stopping => ("Stopping", ""),
-            // The other monitor tells of it, or it runs here again.
-            State::HandedOver | State::Ended => return None,
+            // The other pod tells of it, or it runs here again.
+            State::HandedOver => ("HandedOver", ""),
+            State::Ended => return None,
         };
         Some(Report {
             state,
@@ -167,7 +192,28 @@ impl Report {
             },
             interfaces: interfaces.iter().map(|known| known.clone().with(said)).collect(),
             agent: Guest::of(said),
+            credentials: None,
+            plugged: status.plugged.clone(),
+            arrival: None,
+            departure,
+            start: None,
         })
+    }
+
+    /// What is told of a machine that is waited for.
+    pub(super) fn awaited(arrival: Arrival) -> Report {
+        Report {
+            state: "Arriving",
+            reason: "",
+            message: String::new(),
+            interfaces: Vec::new(),
+            agent: None,
+            credentials: None,
+            plugged: Vec::new(),
+            arrival: Some(arrival),
+            departure: None,
+            start: None,
+        }
     }
 }
 
@@ -188,6 +234,7 @@ impl Last {
             Ok(End::Moved | End::HandedOn) => ("Succeeded", "Moved"),
             Ok(End::Killed) => ("Failed", "Killed"),
             Ok(End::GraceExpired) => ("Failed", "GracePeriodExpired"),
+            Ok(End::Watchdog) => ("Failed", "WatchdogExpired"),
             Ok(End::Failed(_)) => ("Failed", "MachineFailed"),
             Err(_) => ("Failed", "StartFailed"),
         };
@@ -209,6 +256,11 @@ impl Last {
             message: self.message,
             interfaces,
             agent: None,
+            credentials: None,
+            plugged: Vec::new(),
+            arrival: None,
+            departure: None,
+            start: None,
         }
     }
 }
@@ -235,6 +287,17 @@ struct Document {
     url: String,
     server_name: String,
     ca: String,
+    /// Whether somebody wants to know how long starts take.
+    #[serde(default)]
+    start: bool,
+}
+
+impl Way {
+    /// Whether somebody wants to know how long starts take.
+    pub fn wants_start(&self) -> bool {
+        let text = fs::read_to_string(&self.document).unwrap_or_default();
+        serde_json::from_str::<Document>(&text).is_ok_and(|document| document.start)
+    }
 }
 
 /// Sends reports, the newest first and none that is outdated.

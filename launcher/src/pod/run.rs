@@ -3,18 +3,24 @@
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use nacelle_vmm::config::{HypervisorConfig, Transport, VsockHost};
+use nacelle_vmm::sandbox;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::sleep_until;
 
+use super::arrival::{self, Waiting};
+use super::credentials::{self, Synchronized};
+use super::departure::Departures;
 use super::report::{self, Last, Report, Reporter, Way};
+use super::start::{self, Spans, Start};
 use super::storage::Mounts;
-use super::{Root, instance, last_words, net, runtime};
+use super::{Root, instance, last_words, metrics, net, runtime};
 use crate::admit::Command;
 use crate::agent::Agent;
 use crate::convert::{HostConfig, Plan};
@@ -48,19 +54,21 @@ pub(super) fn run(root: &Root, logged: bool) -> Result<Status> {
         let way = Way {
             document: root.report(),
             token: root.token(),
-            own_ports: interfaces.iter().any(|interface| interface.bridged),
+            own_ports: interfaces.iter().any(Interface::shares_address),
             namespace: plan.names.namespace.clone(),
             name: plan.names.name.clone(),
         };
+        let wanted = way.wants_start();
         let reporter = Reporter::start(way);
         let known = report::interfaces(&plan.nets, &interfaces, &pod_addresses());
+        let spans = (spans, wanted);
         let end = machine(root, logged, &plan, interfaces, &reporter, &known, spans).await;
         let last = Last::of(&end);
         last_words(&root.termination_log(), &last.message);
         reporter.finish(last.report(known)).await;
         match end? {
             End::PoweredOff | End::Reset | End::Saved | End::Moved | End::HandedOn => Ok(Status::Done),
-            end @ (End::Killed | End::GraceExpired) => {
+            end @ (End::Killed | End::GraceExpired | End::Watchdog) => {
                 log::warn!("{}: {end}", plan.names.name);
                 Ok(Status::Killed)
             }
@@ -70,6 +78,14 @@ pub(super) fn run(root: &Root, logged: bool) -> Result<Status> {
             }),
         }
     })
+}
+
+/// Confines this process; what it is denied after that is also what the kubelet reads.
+fn confine(root: &Root) -> Result<()> {
+    if let Ok(file) = fs::OpenOptions::new().append(true).open(root.termination_log()) {
+        sandbox::tell_violations_to(file.into());
+    }
+    crate::run::confine()
 }
 
 /// The pod's addresses, by the downward API.
@@ -87,12 +103,10 @@ async fn machine(
     interfaces: Vec<Interface>,
     reporter: &Reporter,
     known: &[report::Interface],
-    mut spans: Spans,
+    (mut spans, wanted): (Spans, bool),
 ) -> Result<End> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::io("handle signals"))?;
-    for note in &plan.notes {
-        log::warn!("{note}");
-    }
+    confine(root)?;
     spans.end("instance");
     let mounts = tokio::select! {
         mounts = Mounts::with_images(&root.root, plan) => mounts?,
@@ -122,16 +136,36 @@ async fn machine(
         hypervisor: HypervisorConfig::Kvm("/dev/kvm".into()),
     };
     let options = driver::Options::from(plan);
-    let started = driver::start(plan.config(boot, disks, nets, host), options);
-    let started = started.map_err(|source| Error::Machine {
-        name: plan.names.name.clone(),
-        source,
-    })?;
-    spans.end("machine");
-    log::info!("{} is started: {spans}", plan.names.name);
+    let config = plan.config(boot, disks, nets, host);
+    let mut first_line = None;
+    let (started, told) = match arrival::expected(&root.migration())? {
+        None => {
+            let started = driver::start(config, options).map_err(|source| Error::Machine {
+                name: plan.names.name.clone(),
+                source,
+            })?;
+            spans.end("machine");
+            log::info!("{} is started: {spans}", plan.names.name);
+            first_line = wanted.then_some(spans);
+            (started, false)
+        }
+        Some(expected) => {
+            let address = pod_addresses().first().and_then(|address| address.parse().ok());
+            let address =
+                address.ok_or_else(|| Error::Usage("the pod has no address to listen at".into()))?;
+            let waiting = Waiting::listen(&expected, address)?;
+            reporter.tell(Report::awaited(waiting.arrival.clone()));
+            log::info!("waiting for {} at {}", plan.names.name, waiting.arrival.address);
+            let arrived = waiting.arrive(config, options, &mut terminate).await?;
+            log::info!("{} has come and runs here", plan.names.name);
+            arrived
+        }
+    };
+    let departures = Arc::new(Departures::default());
 
     let console = Console::start(started.console, logged.then_some(LOGGER));
     let (console, said) = console.map_err(Error::io("serve the console"))?;
+    let begun = start::told(first_line, console.clone());
     let logger = tokio::spawn(log_console(log, console.clone()));
     let agent = Agent::start(started.agent, &started.driver);
     let agent = agent.map_err(Error::io("use the port of the guest agent"))?;
@@ -152,15 +186,36 @@ async fn machine(
                     .map_err(Error::file("read the instance", root.instance()))?,
                 ..Origin::default()
             },
+            volumes: Some(root.volumes()),
             estate: None,
+            departures: Some(Arc::clone(&departures)),
         },
     ));
-    let telling = tell(&started.driver, &agent, reporter, known);
-    tokio::pin!(telling);
+    let (kept, synchronized) = watch::channel(None);
+    let keeping = credentials::keep(&plan.credentials, &mounts, &agent, kept);
+    let telling = tell(
+        &started.driver,
+        &agent,
+        synchronized,
+        &departures,
+        begun,
+        reporter,
+        known,
+    );
+    let whose = metrics::Whose {
+        names: plan.names.clone(),
+        driver: started.driver.clone(),
+        agent: agent.clone(),
+    };
+    let asked = root.metrics();
+    let counted = metrics::serve(&asked, &whose);
+    tokio::pin!(keeping, telling, counted);
     memory::give_back();
     let end = tokio::select! {
-        end = attend(plan, &started.driver, started.ended, &mut terminate) => end,
+        end = attend(plan, &started.driver, started.ended, &mut terminate, told) => end,
         never = &mut telling => match never {},
+        never = &mut keeping => match never {},
+        never = &mut counted => match never {},
     };
     if let Ok(Err(error)) = served.await {
         log::warn!("{}", Chain(&error));
@@ -171,12 +226,13 @@ async fn machine(
     Ok(end)
 }
 
-/// Waits for the machine's end; SIGTERM is the power button, a second one pulls the plug.
+/// Waits for the machine's end; SIGTERM is the power button, a second one pulls the plug. It may have been `told` already.
 async fn attend(
     plan: &Plan,
     driver: &Driver,
     mut ended: oneshot::Receiver<End>,
     terminate: &mut Signal,
+    mut told: bool,
 ) -> End {
     let mut command = Command::Stop {
         grace: Duration::from_secs(plan.grace_period),
@@ -184,7 +240,8 @@ async fn attend(
     loop {
         tokio::select! {
             end = &mut ended => return end.unwrap_or(End::Killed),
-            _ = terminate.recv() => {
+            () = async { if !told { let _ = terminate.recv().await; } } => {
+                told = false;
                 log::info!("told to end: the guest has {} s to power off", plan.grace_period);
                 let driver = driver.clone();
                 tokio::spawn(async move {
@@ -198,25 +255,41 @@ async fn attend(
     }
 }
 
-/// Reports each state that the machine comes into, and what its agent says.
+/// Reports each state that the machine comes into, what its agent says, and how long its start took.
 async fn tell(
     driver: &Driver,
     agent: &Agent,
+    mut credentials: watch::Receiver<Option<Synchronized>>,
+    departures: &Departures,
+    begun: impl Future<Output = Start>,
     reporter: &Reporter,
     interfaces: &[report::Interface],
 ) -> std::convert::Infallible {
+    tokio::pin!(begun);
+    let (mut start, mut started) = (None, false);
     let (mut changes, mut said) = (driver.changes(), agent.changes());
+    let mut leaving = departures.changes();
     let mut calm = tokio::time::Instant::now();
     loop {
         let status = changes.borrow_and_update().clone();
-        if let Some(report) = Report::of(&status, &said.borrow_and_update(), interfaces) {
-            reporter.tell(report);
+        let departure = leaving.borrow_and_update().clone();
+        let report = Report::of(&status, &said.borrow_and_update(), interfaces, departure);
+        let synchronized = credentials.borrow_and_update().clone();
+        if let Some(report) = report {
+            reporter.tell(Report {
+                credentials: synchronized,
+                start: start.take(),
+                ..report
+            });
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() {
                 // The last report is not ours to make.
                 std::future::pending().await
             },
+            Ok(()) = credentials.changed() => {}
+            Ok(()) = leaving.changed() => {}
+            begun = &mut begun, if !started => (start, started) = (Some(begun), true),
             // The conversation ends with the machine.
             Ok(()) = async { sleep_until(calm).await; said.changed().await } => {
                 calm = tokio::time::Instant::now() + PACE;
@@ -248,38 +321,5 @@ fn vsock(shared: &Path) -> VsockHost {
     match Path::new(VHOST_VSOCK).exists() {
         true => VsockHost::Vhost,
         false => VsockHost::Unix(shared.join("vsock")),
-    }
-}
-
-/// How long each part of the start took.
-struct Spans {
-    begun: Instant,
-    parts: Vec<(&'static str, Duration)>,
-}
-
-impl Spans {
-    fn begin() -> Spans {
-        Spans {
-            begun: Instant::now(),
-            parts: Vec::new(),
-        }
-    }
-
-    /// Ends the part that began when the one before it ended.
-    fn end(&mut self, part: &'static str) {
-        let before: Duration = self.parts.iter().map(|(_, took)| *took).sum();
-        self.parts
-            .push((part, self.begun.elapsed().saturating_sub(before)));
-    }
-}
-
-impl std::fmt::Display for Spans {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let all: Duration = self.parts.iter().map(|(_, took)| *took).sum();
-        write!(f, "{:.1} ms", all.as_secs_f64() * 1e3)?;
-        for (part, took) in &self.parts {
-            write!(f, ", {part} {:.1}", took.as_secs_f64() * 1e3)?;
-        }
-        Ok(())
     }
 }

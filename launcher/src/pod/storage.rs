@@ -113,15 +113,7 @@ impl Supply for Mounts {
         if fs::metadata(&device).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
             return Ok((device, DiskFormat::Raw));
         }
-        let directory = self.private("vmi-disks", volume);
-        let file = directory.join(DISK);
-        match fs::metadata(&file) {
-            Ok(metadata) if metadata.is_file() => {}
-            Ok(_) => return Err(refuse(volume, format!("{} in the claim is no file", DISK))),
-            Err(error) if error.kind() == ErrorKind::NotFound => make(&directory, &file)?,
-            Err(error) => return Err(Error::file("use", &file)(error)),
-        }
-        Ok((file, DiskFormat::Raw))
+        Ok((disk_in(&self.private("vmi-disks", volume))?, DiskFormat::Raw))
     }
 
     fn files(&self, volume: &str, kind: FilesKind) -> Result<Vec<(String, Vec<u8>)>> {
@@ -133,6 +125,13 @@ impl Supply for Mounts {
         };
         let mut files = Vec::new();
         collect(&self.private(kind, volume), "", &mut files)?;
+        files.sort();
+        Ok(files)
+    }
+
+    fn credential(&self, secret: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut files = Vec::new();
+        collect(&self.private("access-credentials", secret), "", &mut files)?;
         files.sort();
         Ok(files)
     }
@@ -162,6 +161,21 @@ fn refuse(volume: &str, reason: impl Into<String>) -> Error {
         volume: volume.to_owned(),
         reason: reason.into(),
     }
+}
+
+/// The disk in a claim that is a file system; it is made where there is none.
+///
+/// # Errors
+/// When it cannot be used, or made.
+pub(super) fn disk_in(directory: &Path) -> Result<PathBuf> {
+    let file = directory.join(DISK);
+    match fs::metadata(&file) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Err(Error::file("use", &file)(io::Error::other("it is no file"))),
+        Err(error) if error.kind() == ErrorKind::NotFound => make(directory, &file)?,
+        Err(error) => return Err(Error::file("use", &file)(error)),
+    }
+    Ok(file)
 }
 
 /// Makes the disk of an empty claim, as large as there is room in it.

@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 
 use super::*;
 use crate::net::pod::API_PORT;
+use crate::node::metrics::{Machines, listen};
 use crate::testing::{PARROT, guest};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -97,6 +98,10 @@ impl Pod {
 
 /// Asks the machine's API as the controller does.
 async fn ask(method: &str, path: &str) -> String {
+    ask_with(method, path, "").await
+}
+
+async fn ask_with(method: &str, path: &str, body: &str) -> String {
     let address = SocketAddr::from(([127, 0, 0, 1], API_PORT));
     let until = Instant::now() + PATIENCE;
     let mut stream = loop {
@@ -106,7 +111,11 @@ async fn ask(method: &str, path: &str) -> String {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
+    let request = head + body;
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -141,6 +150,93 @@ async fn a_pods_machine_runs_is_asked_and_logged_and_ends() {
 }
 
 #[tokio::test]
+async fn a_claim_that_another_pod_has_becomes_a_disk_of_the_machine_that_runs() {
+    let _alone = LOOPBACK.lock().await;
+    let (machine, attachment) = (Pod::new(json!({})), Pod::new(json!({})));
+    // The agent, and its directory as the kubelet mounts it into both.
+    let node = tempfile::tempdir().unwrap();
+    tokio::spawn(volumes::serve(volumes::listen(node.path()).unwrap(), 8));
+    for pod in [&machine, &attachment] {
+        let mounted = pod.home.path().join("run/nacelle-node");
+        std::os::unix::fs::symlink(node.path().join("nacelle"), mounted).unwrap();
+    }
+    let claim = attachment.home.path().join("claim");
+    fs::create_dir(&claim).unwrap();
+    fs::write(claim.join("disk.img"), [0; 4096]).unwrap();
+    let volume = Command::Volume {
+        path: claim.clone(),
+        read_only: false,
+        root: attachment.root(),
+    };
+    std::thread::spawn(move || volume.run());
+    let running = machine.run();
+    assert!(ask("GET", "/v1/machine").await.contains(r#""state":"Running""#));
+
+    let word = loop {
+        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", 22483)).await {
+            let mut word = String::new();
+            stream.read_to_string(&mut word).await.unwrap();
+            break word.trim().to_owned();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let attach = json!({"disk": {"name": "data"}, "handover": word}).to_string();
+    let said = ask_with("PUT", "/v1/machine/attach", &attach).await;
+    assert!(
+        said.contains(r#""plugged":[{"name":"data","leaving":false}]"#),
+        "{said}"
+    );
+    // The machine has the lock of the file that only the other pod sees.
+    let file = fs::File::options()
+        .write(true)
+        .open(claim.join("disk.img"))
+        .unwrap();
+    assert!(crate::testing::is_locked(&file));
+    ask_with("PUT", "/v1/machine/detach", r#"{"disk": "data"}"#).await;
+    // This guest lets go of nothing by itself.
+    ask("PUT", "/v1/machine/reset").await;
+    while ask("GET", "/v1/machine").await.contains("plugged") {}
+    assert!(!crate::testing::is_locked(&file));
+    ask("PUT", "/v1/machine/stop").await;
+    assert_eq!(running.join().unwrap().unwrap(), Status::Done);
+}
+
+#[tokio::test]
+async fn a_pods_machine_tells_the_node_agent_what_it_uses() {
+    let _alone = LOOPBACK.lock().await;
+    let pod = Pod::new(json!({}));
+    // The directory that comes along with /dev/kvm.
+    let plugins = tempfile::tempdir().unwrap();
+    let machines = Machines::new(4);
+    tokio::spawn(machines.clone().meet(listen(plugins.path()).unwrap()));
+    std::os::unix::fs::symlink(
+        plugins.path().join("nacelle"),
+        pod.home.path().join(IN_CONTAINERS),
+    )
+    .unwrap();
+    let running = pod.run();
+    let figures = loop {
+        if let [figures] = &machines.figures().await[..] {
+            break figures.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(
+        (figures.namespace.as_str(), figures.name.as_str()),
+        ("team", "parrot")
+    );
+    assert_eq!(figures.stats.machine.memory, 16 << 20);
+    // Those of other tests of this process may be among them.
+    assert!(figures.each_vcpu.iter().any(|vcpu| vcpu.id == 0));
+    assert!(figures.stats.resident > 0 && figures.time.user + figures.time.system >= 0.0);
+    ask("PUT", "/v1/machine/kill").await;
+    assert_eq!(running.join().unwrap().unwrap(), Status::Killed);
+    while !machines.figures().await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_machine_that_starts_paused_waits_for_a_resume() {
     let _alone = LOOPBACK.lock().await;
     let pod = Pod::new(json!({"startStrategy": "Paused"}));
@@ -168,7 +264,7 @@ fn what_keeps_a_machine_from_starting_is_told_to_the_kubelet() {
     assert_eq!(error.status(), Status::NotFound);
     assert_eq!(pod.message(), "volume kernel-boot.kernel: no such file");
 
-    let pod = Pod::new(json!({"accessCredentials": [{}]}));
+    let pod = Pod::new(json!({"resourceClaims": [{"name": "gpu"}]}));
     let error = pod.run().join().unwrap().unwrap_err();
     assert_eq!(error.status(), Status::Manifest);
     assert!(

@@ -4,6 +4,7 @@ pub mod cloud_init;
 pub mod iso9660;
 pub mod layout;
 pub mod paths;
+pub mod plug;
 pub mod pull;
 pub mod supply;
 mod unpack;
@@ -11,13 +12,14 @@ mod unpack;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nacelle_vmm::config::{BootConfig, CacheMode, DiskConfig, DiskFormat};
+use rustix::fs::{ioctl_blkpbszget, ioctl_blksszget};
 
 use crate::cli::VolumeMapping;
-use crate::convert::{Boot, Disk, FilesKind, Plan, Seed, SeedData, Source};
+use crate::convert::{BlockSize, Boot, Disk, FilesKind, Plan, Seed, SeedData, Source};
 use crate::upgrade::Behind;
 use crate::{Error, Result};
 use layout::Layout;
@@ -94,7 +96,10 @@ pub fn disk(disk: &Disk, behind: Behind) -> DiskConfig {
         local: !lasts(disk),
         serial: disk.serial.clone(),
         queues: disk.queues,
-        block_size: disk.block_size,
+        block_size: behind.block_size,
+        discard_granularity: disk.discard_granularity,
+        io: disk.io,
+        shared: disk.shared,
         limit: None,
         on_error: disk.on_error,
     }
@@ -170,11 +175,13 @@ impl<S: Supply> Prepare<'_, S> {
             ephemeral,
         } = self.backing(disk)?;
         let cache = cache(disk, &path);
+        let block_size = block_size(disk, || File::open(&path).map_err(Error::file("open", &path)))?;
         let behind = Behind {
             path,
             format,
             ephemeral,
             cache,
+            block_size,
         };
         Ok(self::disk(disk, behind))
     }
@@ -245,7 +252,12 @@ impl<S: Supply> Prepare<'_, S> {
             Some(SeedData::Given(data)) => Ok(Some(data.clone())),
             Some(SeedData::Secret) => self.supply.secret(volume, network).map(Some),
         };
+        let mut keys = Vec::new();
+        for secret in &seed.keys {
+            keys.extend(cloud_init::keys(&self.supply.credential(secret)?));
+        }
         Ok(cloud_init::Data {
+            keys,
             user: read(&seed.user_data, false)?,
             network: read(&seed.network_data, true)?,
         })
@@ -280,6 +292,9 @@ impl Supply for Places {
     }
 
     fn check(&self, plan: &Plan) -> Result<()> {
+        if let Some(credential) = plan.credentials.first() {
+            return Err(no_credentials(&credential.secret));
+        }
         let claims: Vec<&str> = plan
             .disks
             .iter()
@@ -322,6 +337,10 @@ impl Supply for Places {
         Ok((self::claim(volume, mapping)?, mapping.format))
     }
 
+    fn credential(&self, secret: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        Err(no_credentials(secret))
+    }
+
     fn files(&self, volume: &str, kind: FilesKind) -> Result<Vec<(String, Vec<u8>)>> {
         Err(refuse(
             volume,
@@ -339,6 +358,12 @@ impl Supply for Places {
             format!("a secret is the cluster's; nacelle run has none: {instead}"),
         ))
     }
+}
+
+fn no_credentials(secret: &str) -> Error {
+    Error::Usage(format!(
+        "accessCredentials: secret {secret} is the cluster's; nacelle run has none: give keys and passwords in cloud-init's userData instead"
+    ))
 }
 
 fn refuse(volume: &str, reason: impl Into<String>) -> Error {
@@ -370,6 +395,30 @@ fn cache(disk: &Disk, path: &Path) -> CacheMode {
                 path.display()
             );
             CacheMode::WriteThrough
+        }
+    }
+}
+
+/// Block sizes of a disk whose file is what `open` gives: what is said, or the storage's own.
+fn block_size(disk: &Disk, open: impl FnOnce() -> Result<File>) -> Result<Option<(u32, u32)>> {
+    match disk.block_size {
+        BlockSize::Usual => Ok(None),
+        BlockSize::Custom(logical, physical) => Ok(Some((logical, physical))),
+        BlockSize::OfVolume => {
+            let file = open()?;
+            let failed = Error::io("see which blocks a volume has");
+            let sizes = match file.metadata() {
+                Ok(metadata) if metadata.file_type().is_block_device() => ioctl_blksszget(&file)
+                    .and_then(|logical| Ok((logical, ioctl_blkpbszget(&file)?)))
+                    .map_err(std::io::Error::from),
+                // What a file system writes at once; a guest's block has no more than 4096 bytes.
+                Ok(metadata) => {
+                    let block = u32::try_from(metadata.blksize()).unwrap_or(512).clamp(512, 4096);
+                    Ok((block, block))
+                }
+                Err(error) => Err(error),
+            };
+            sizes.map(Some).map_err(failed)
         }
     }
 }

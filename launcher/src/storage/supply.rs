@@ -66,6 +66,12 @@ pub trait Supply {
     /// When there is no cluster, or they cannot be read.
     fn files(&self, volume: &str, kind: FilesKind) -> Result<Vec<(String, Vec<u8>)>>;
 
+    /// What is in a Secret with keys or passwords, by its keys.
+    ///
+    /// # Errors
+    /// When there is no cluster, or it cannot be read.
+    fn credential(&self, secret: &str) -> Result<Vec<(String, Vec<u8>)>>;
+
     /// What a Secret says to cloud-init: user data, or network configuration.
     ///
     /// # Errors

@@ -161,7 +161,10 @@ fn plan(sources: Vec<Source>) -> Plan {
             boot_order: None,
             cache: Some(CacheMode::WriteBack),
             queues: 1,
-            block_size: None,
+            block_size: BlockSize::Usual,
+            discard_granularity: None,
+            io: Default::default(),
+            shared: false,
             on_error: Default::default(),
         })
         .collect();
@@ -218,16 +221,26 @@ fn what_only_a_cluster_has_is_refused() {
         kind: FilesKind::ConfigMap,
         label: "cfgdata".into(),
     };
-    let seed = Source::Seed(Seed {
-        kind: crate::convert::SeedKind::NoCloud,
-        instance_id: "a.default".into(),
-        hostname: "a".into(),
-        user_data: Some(SeedData::Secret),
-        network_data: None,
-    });
+    let seed = |user_data, keys: &[&str]| {
+        Source::Seed(Seed {
+            kind: crate::convert::SeedKind::NoCloud,
+            instance_id: "a.default".into(),
+            hostname: "a".into(),
+            user_data,
+            network_data: None,
+            keys: keys.iter().map(|key| key.to_string()).collect(),
+        })
+    };
     for (source, reason) in [
         (files, "a configMap is the cluster's; nacelle run has none"),
-        (seed, "give userData or userDataBase64 instead"),
+        (
+            seed(Some(SeedData::Secret), &[]),
+            "give userData or userDataBase64 instead",
+        ),
+        (
+            seed(None, &["ann"]),
+            "secret ann is the cluster's; nacelle run has none",
+        ),
     ] {
         let error = bed.backing(source).unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");

@@ -1,18 +1,21 @@
 //! The old process's side.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nacelle_devices::net::tap::Tap;
 use nacelle_vmm::config::{BootConfig, DiskConfig, Opened, TapConfig};
 use nacelle_vmm::migrate::{Options, Stream};
+
+use tokio::runtime::Handle;
 
 use super::{Behind, Bundle, Handover, Network, Role, VERSION, descriptors};
 use crate::http::console::Console;
@@ -101,6 +104,7 @@ impl From<&DiskConfig> for Behind {
             format: disk.format,
             ephemeral: disk.ephemeral,
             cache: disk.cache,
+            block_size: disk.block_size,
         }
     }
 }
@@ -111,9 +115,35 @@ pub struct Heir {
     pub estate: Arc<Estate>,
     /// The program.
     pub binary: PathBuf,
+    /// The process's first thread: another one may not run programs.
+    first: Handle,
 }
 
 impl Heir {
+    /// To be called on the process's runtime, which has the one thread that may run programs.
+    pub fn new(estate: Arc<Estate>, binary: PathBuf) -> Heir {
+        let first = Handle::current();
+        Heir {
+            estate,
+            binary,
+            first,
+        }
+    }
+
+    /// Has the first thread do something.
+    fn there<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let (done, result) = channel();
+        self.first.spawn(async move {
+            let _ = done.send(act());
+        });
+        result
+            .recv()
+            .map_err(|_| io::Error::from(ErrorKind::BrokenPipe))?
+    }
+
     /// How the machine is to move.
     pub fn options() -> Options {
         Options {
@@ -141,7 +171,7 @@ impl Heir {
             // What a terminal sends to the first process is for that to pass on.
             command.process_group(0);
         }
-        let started = command.spawn();
+        let started = self.there(move || command.spawn());
         let child = started
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.binary.display())))?;
         *self.estate.successor() = Some(Successor {
@@ -160,9 +190,12 @@ impl Heir {
     pub fn fail(&self) {
         self.estate.leave(false);
         if let Some(Successor { mut child, .. }) = self.estate.take_successor() {
-            // It may have ended by itself.
-            let _ = child.kill();
-            match child.wait() {
+            let ended = self.there(move || {
+                // It may have ended by itself.
+                let _ = child.kill();
+                child.wait()
+            });
+            match ended {
                 Ok(status) => log::debug!("the new process ended: {status}"),
                 Err(error) => log::warn!("the new process: {error}"),
             }

@@ -62,6 +62,9 @@ pub struct Behind {
     pub ephemeral: bool,
     /// When a write is done.
     pub cache: CacheMode,
+    /// Logical and physical block size, where they are not the usual ones.
+    #[serde(default)]
+    pub block_size: Option<(u32, u32)>,
 }
 
 /// What stands for an interface on the host, but for its tap.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nacelle_vmm::config::{BootConfig, HypervisorConfig, Opened, TapConfig};
 use nacelle_vmm::migrate::{Cancel, Stream};
+use nacelle_vmm::sandbox;
 use tokio::io::AsyncReadExt;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -39,6 +40,7 @@ pub fn take_over() -> Result<Status> {
         what: "take a machine over: nacelle upgrade starts this",
         source,
     };
+    sandbox::succeed().map_err(Error::io("confine this process"))?;
     let stream = io::stdin().as_fd().try_clone_to_owned().map_err(odd)?;
     let stream = UnixStream::from(stream);
     let (document, descriptors) = descriptors::receive(&stream).map_err(odd)?;

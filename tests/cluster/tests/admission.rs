@@ -31,7 +31,7 @@ fn what_is_wrong_in_a_manifest_is_said_in_kubevirts_words() {
         (wrong("cloudInitNoCloud: {userData: '#cloud-config'}", "cloudInitNoCloud: {userData: a, userDataBase64: YQ==}"), "only one"),
         (wrong("networks: [{name: default, pod: {}}]", "networks: [{name: other, pod: {}}]"), "not found"),
         (wrong("  template:", "  instancetype: {name: nobodys}\n  template:"), "Failure to find instancetype: virtualmachineclusterinstancetypes.instancetype.kubevirt.io \"nobodys\" not found"),
-        (wrong("  template:", "  preference: {inferFromVolume: scratch}\n  template:"), "spec.preference.inferFromVolume is not supported by this version of Nacelle"),
+        (wrong("  template:", "  preference: {inferFromVolume: scratch}\n  template:"), "Failure to infer preference: unable to infer defaults from volume scratch as type is not supported"),
     ];
     for (manifest, message) in table {
         let said = me.refused(&manifest);

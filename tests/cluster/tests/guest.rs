@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use serde_json::Value;
-use support::{Console, Namespace, PATIENCE, Person, is, linux, output, script, uid};
+use support::{Console, Namespace, PATIENCE, Person, claim, is, linux, output, script, uid};
 
 /// The guest that they share: it serves a page and SSH.
 struct Linux {
@@ -54,6 +54,8 @@ impl Linux {
             "--from-literal=word=open sesame",
         ]);
         me.kubectl(&["create", "serviceaccount", "robot"]);
+        secret(me, "keys", "all=ssh-ed25519 first ann@desk");
+        secret(me, "logins", "ann=geheim");
         claim(
             me,
             "golden",
@@ -63,7 +65,11 @@ impl Linux {
         me.apply(&linux(
             "guest",
             "running: true",
-            "readinessProbe: {httpGet: {port: 80}, periodSeconds: 10, timeoutSeconds: 10}",
+            "readinessProbe: {httpGet: {port: 80}, periodSeconds: 10, timeoutSeconds: 10}
+      accessCredentials:
+      - sshPublicKey: {source: {secret: {secretName: keys}}, propagationMethod: {noCloud: {}}}
+      - sshPublicKey: {source: {secret: {secretName: keys}}, propagationMethod: {qemuGuestAgent: {users: [ann]}}}
+      - userPassword: {source: {secret: {secretName: logins}}, propagationMethod: {qemuGuestAgent: {}}}",
             &[
                 ("init", &init),
                 ("settings", "configMap: {name: settings}"),
@@ -108,24 +114,12 @@ impl Linux {
     }
 }
 
-/// A claim of a folder that all nodes share, in which `made` was run.
-fn claim(me: &Person, name: &str, made: &str) {
-    let folder = format!("/mnt/shared/{name}");
-    let script_ = format!("rm -rf {folder}; install -d -m 777 {folder}; cd {folder}; {made}");
-    let done = output(script("in-node").args(["1", "sh", "-c", &script_]), "");
-    assert!(done.status.success());
-    me.kubectl(&["delete", "pv", name, "--ignore-not-found"]);
+/// Makes a Secret, or changes it.
+fn secret(me: &Person, name: &str, entry: &str) {
+    let (key, value) = entry.split_once('=').unwrap();
     me.apply(&format!(
-        "
-{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: {name}}}, spec: {{capacity: {{storage: 64Mi}}, \
- accessModes: [ReadWriteMany], storageClassName: by-hand, hostPath: {{path: {folder}}}}}}}
----
-{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}}}, spec: {{accessModes: [ReadWriteMany], \
- storageClassName: by-hand, volumeName: {name}, resources: {{requests: {{storage: 64Mi}}}}}}}}
-"
+        "{{apiVersion: v1, kind: Secret, metadata: {{name: {name}}}, stringData: {{{key}: '{value}'}}}}"
     ));
-    let bound = "--for=jsonpath={.status.phase}=Bound";
-    me.kubectl(&["wait", &format!("pvc/{name}"), bound, "--timeout=60s"]);
 }
 
 #[test]
@@ -170,6 +164,11 @@ fn what_the_cluster_knows_comes_to_it_as_disks() {
     let labels = on("vdf", "cat labels");
     assert!(labels.contains(r#"app="guest""#), "{labels}");
     assert_eq!(on("vdg", "cat namespace"), "linux");
+    let meta_data = on("vdb", "cat meta-data");
+    assert!(
+        meta_data.contains(r#""public-keys":["ssh-ed25519 first ann@desk"]"#),
+        "{meta_data}"
+    );
     // A token of the account, for the API server: a header, claims, a signature.
     let payload = on("vdg", "cut -d . -f 2 token | tr _- /+ | base64 -d 2>/dev/null");
     assert!(payload.contains("system:serviceaccount:linux:robot"), "{payload}");
@@ -200,6 +199,8 @@ fn its_agent_says_what_it_is_and_freezes_it() {
         "{refused}"
     );
     console.runs("printf 'ID=small\\nPRETTY_NAME=\"A small Linux\"\\n' >/etc/os-release");
+    console.runs("echo 'ann::1000:1000::/home/ann:/bin/sh' >>/etc/passwd; echo 'ann:x:1000:' >>/etc/group");
+    console.runs("mkdir -p /home/ann; chown 1000:1000 /home/ann");
     console.runs("mkdir /agent; mount -o ro /dev/vdi /agent; /agent/start");
 
     let vmi = me.until("vmi", "guest", "connected to its agent", |vmi| {
@@ -239,6 +240,21 @@ fn its_agent_says_what_it_is_and_freezes_it() {
     let root = mounted.iter().find(|disk| disk["mountPoint"] == "/").unwrap();
     assert_eq!(root["fileSystemType"], "ext4", "{list:#}");
     assert!(asked("userlist")["items"].is_array());
+
+    // Its users have the keys and passwords of the Secrets, and those of a Secret that is changed.
+    me.until("vmi", "guest", "in step with its credentials", |vmi| {
+        is(vmi, "AccessCredentialsSynchronized")
+    });
+    assert!(me.events().contains("Access credentials sync successful."));
+    let keys = "cat /home/ann/.ssh/authorized_keys";
+    assert_eq!(console.runs(keys), "ssh-ed25519 first ann@desk");
+    let password = console.runs("grep ^ann: /etc/passwd | cut -d : -f 2");
+    assert!(password.starts_with('$') && password.len() > 20, "{password}");
+    secret(me, "keys", "all=ssh-ed25519 second ann@desk");
+    let end = Instant::now() + PATIENCE;
+    while console.runs(keys) != "ssh-ed25519 second ann@desk" {
+        assert!(Instant::now() < end, "{}", console.runs(keys));
+    }
 
     let body = std::env::temp_dir().join("nacelle-freeze.json");
     std::fs::write(&body, r#"{"unfreezeTimeout": "5m0s"}"#).unwrap();
@@ -284,6 +300,40 @@ fn its_network_is_a_pods() {
 }
 
 #[test]
+fn its_network_is_a_pods_by_ipv6_too() {
+    let linux = Linux::shared();
+    let me = &linux.here.admin;
+    let mut console = linux.console();
+    // The router tells it of the way out; its kernel asks nobody for an address, for which it takes a client of DHCPv6.
+    console.runs("until ip -6 route show default | grep -q default; do sleep 0.2; done");
+    console.runs("ip -6 address add fd10:0:2::2/120 dev eth0");
+    let pod = me.get("pod", "client");
+    let addresses = pod["status"]["podIPs"].as_array().unwrap();
+    let ping = format!(
+        "ping6 -c 2 -W 20 {} >/dev/null && echo answered",
+        addresses[1]["ip"].as_str().unwrap()
+    );
+    assert_eq!(console.runs(&ping), "answered");
+    let vmi = me.get("vmi", "guest");
+    let listed = vmi["status"]["interfaces"][0]["ipAddresses"].as_array().unwrap();
+    assert_eq!(listed.len(), 2, "{listed:?}");
+
+    me.virtctl(&[
+        "expose",
+        "vmi",
+        "guest",
+        "--name=web6",
+        "--port=80",
+        "--ip-family=ipv6",
+        "--ip-family-policy=singlestack",
+    ]);
+    let address = me.get("service", "web6")["spec"]["clusterIP"].clone();
+    let address = address.as_str().unwrap();
+    assert!(address.contains(':'), "{address}");
+    serves(me, address, "80");
+}
+
+#[test]
 fn other_pods_reach_it_through_services() {
     let linux = Linux::shared();
     let me = &linux.here.admin;
@@ -305,18 +355,22 @@ fn other_pods_reach_it_through_services() {
         ("10.88.0.11", &port.to_string()),
         ("10.88.0.12", &port.to_string()),
     ] {
-        let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {at} {port}");
-        let end = Instant::now() + PATIENCE;
-        // kube-proxy hears of a Service when it does.
-        let mut said = String::new();
-        while !said.contains("served by the guest") {
-            assert!(Instant::now() < end, "{at}:{port} says {said:?}");
-            let done = output(
-                &mut me.command("kubectl", &["exec", "client", "--", "sh", "-c", &ask]),
-                "",
-            );
-            said = String::from_utf8_lossy(&done.stdout).into_owned();
-        }
+        serves(me, at, port);
+    }
+}
+
+/// Waits until a pod is answered there by the guest: kube-proxy hears of a Service when it does.
+fn serves(me: &Person, at: &str, port: &str) {
+    let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {at} {port}");
+    let end = Instant::now() + PATIENCE;
+    let mut said = String::new();
+    while !said.contains("served by the guest") {
+        assert!(Instant::now() < end, "{at}:{port} says {said:?}");
+        let done = output(
+            &mut me.command("kubectl", &["exec", "client", "--", "sh", "-c", &ask]),
+            "",
+        );
+        said = String::from_utf8_lossy(&done.stdout).into_owned();
     }
 }
 

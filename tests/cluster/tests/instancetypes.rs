@@ -144,6 +144,65 @@ fn what_does_not_go_together_is_refused_in_kubevirts_words() {
 }
 
 #[test]
+fn a_volume_names_what_its_machine_is_made_of() {
+    let here = Namespace::new("inferred");
+    let me = &here.admin;
+    me.apply(TYPES);
+    let claim = |name: &str, labels: &str| {
+        me.apply(&format!(
+            "{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}, labels: {{{labels}}}}}, \
+             spec: {{accessModes: [ReadWriteOnce], storageClassName: by-hand, resources: {{requests: {{storage: 1Mi}}}}}}}}"
+        ));
+    };
+    let group = "instancetype.kubevirt.io";
+    let little = format!(
+        "{group}/default-instancetype: little, {group}/default-instancetype-kind: VirtualMachineInstancetype"
+    );
+    claim("golden", &little);
+    claim("silent", "a: b");
+    me.apply(&format!(
+        "{{apiVersion: cdi.kubevirt.io/v1beta1, kind: DataSource, \
+         metadata: {{name: debian, labels: {{{group}/default-preference: plain, {group}/default-preference-kind: VirtualMachinePreference}}}}, \
+         spec: {{source: {{pvc: {{name: golden}}}}}}}}"
+    ));
+    let infers = "instancetype: {inferFromVolume: scratch}\n  \
+        preference: {inferFromVolume: scratch, inferFromVolumeFailurePolicy: Ignore}";
+    let on = |volume: &str, more: &str| {
+        naming(&format!("{infers}{more}"), false).replace("emptyDisk: {capacity: 16Mi}", volume)
+    };
+    let of_claim = on("persistentVolumeClaim: {claimName: golden}", "");
+    me.apply(&of_claim);
+    let vm = me.get("vm", "b");
+    let named = serde_json::json!({"name": "little", "kind": "VirtualMachineInstancetype"});
+    assert_eq!(vm["spec"]["instancetype"], named, "{vm:#}");
+    assert!(vm["spec"]["preference"].is_null(), "it names none: {vm:#}");
+    // Who applies the same once more changes nothing.
+    me.apply(&of_claim);
+    let again = me.get("vm", "b");
+    assert_eq!(again["spec"], vm["spec"]);
+    assert_eq!(again["metadata"]["generation"], vm["metadata"]["generation"]);
+
+    let template = "\n  dataVolumeTemplates: [{metadata: {name: copy}, spec: {sourceRef: {kind: DataSource, name: debian}, \
+        storage: {storageClassName: by-hand, resources: {requests: {storage: 1Mi}}}}}]";
+    let of_source =
+        on("dataVolume: {name: copy}", template).replace("metadata: {name: b}", "metadata: {name: c}");
+    me.apply(&of_source);
+    let vm = me.get("vm", "c");
+    assert_eq!(
+        vm["spec"]["preference"]["name"], "plain",
+        "its own labels: {vm:#}"
+    );
+    assert_eq!(vm["spec"]["instancetype"], named, "its claim's: {vm:#}");
+
+    let said = me.refused(
+        &on("persistentVolumeClaim: {claimName: silent}", "")
+            .replace("metadata: {name: b}", "metadata: {name: d}"),
+    );
+    let label = "unable to find required instancetype.kubevirt.io/default-instancetype label on the volume";
+    assert!(said.contains(label), "{said}");
+}
+
+#[test]
 fn who_may_edit_in_a_namespace_makes_instance_types_there_and_nowhere_else() {
     let here = Namespace::new("makers");
     let me = &here.admin;

@@ -184,7 +184,7 @@ fn a_reset_is_the_same_instance_from_its_first_instruction() {
     assert!(
         conditions
             .iter()
-            .any(|c| c["type"] == "LiveMigratable" && c["status"] == "False")
+            .any(|c| c["type"] == "LiveMigratable" && c["status"] == "True")
     );
 }
 

@@ -3,6 +3,7 @@
 
 mod support;
 
+use serde_json::Value;
 use support::{Namespace, Person, machine};
 
 /// In every namespace, not in the test's own, which comes before it.
@@ -76,7 +77,27 @@ fn removed(me: &Person, remove: impl FnOnce()) {
     me.kubectl(&["get", STORED, "--all-namespaces", EVERYWHERE]);
     remove();
     me.kubectl(&["label", "nodes", "--all", "kubevirt.io/schedulable-"]);
-    me.kubectl(&["annotate", "nodes", "--all", "kubevirt.io/heartbeat-"]);
+    me.kubectl(&[
+        "annotate",
+        "nodes",
+        "--all",
+        "kubevirt.io/heartbeat-",
+        "nacelle.io/cpu-",
+    ]);
+    let nodes: Value = serde_json::from_str(&me.kubectl(&["get", "nodes", "-o", "json"])).unwrap();
+    for node in nodes["items"].as_array().unwrap() {
+        let labels = node["metadata"]["labels"].as_object().unwrap().keys();
+        let processor: Vec<_> = labels
+            .filter(|label| label.contains(".node.kubevirt.io/"))
+            .map(|label| format!("{label}-"))
+            .collect();
+        assert!(!processor.is_empty(), "{node:#}");
+        let name = node["metadata"]["name"].as_str().unwrap();
+        let words = ["label", "node", name]
+            .into_iter()
+            .chain(processor.iter().map(String::as_str));
+        me.kubectl(&words.collect::<Vec<_>>());
+    }
     nothing_is_left(me);
 }
 

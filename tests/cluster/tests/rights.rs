@@ -84,9 +84,8 @@ fn what_is_not_there_yet_is_refused_and_never_pretended() {
     me.apply(&machine("a", "runStrategy: Always"));
     me.until_status("a", "Running");
     for (args, words) in [
-        (&["migrate", "a"][..], "LiveMigration feature gate is not enabled"),
         // virtctl keeps the server's words to itself here.
-        (&["guestosinfo", "a"], "the server reported a conflict"),
+        (&["guestosinfo", "a"][..], "the server reported a conflict"),
         (&["userlist", "a"], "VMI does not have guest agent connected"),
         (&["addvolume", "a", "--volume-name=v"], "v"),
     ] {

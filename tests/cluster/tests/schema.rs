@@ -77,6 +77,8 @@ fn every_field_of_kubevirt_is_known_and_every_difference_is_written_down() {
     for (kind, group) in [
         ("virtualmachine", "kubevirt.io"),
         ("virtualmachineinstance", "kubevirt.io"),
+        ("virtualmachineinstancereplicaset", "kubevirt.io"),
+        ("virtualmachinepool", "pool.kubevirt.io"),
         ("virtualmachineinstancetype", "instancetype.kubevirt.io"),
         ("virtualmachinepreference", "instancetype.kubevirt.io"),
     ] {

@@ -23,7 +23,7 @@ use nacelle_devices::worker::Worker;
 
 use super::{Host, device_error};
 use crate::config::{
-    BalloonConfig, CacheMode, ConsoleConfig, DeviceKind, DiskConfig, DiskFormat, NetConfig, Opened,
+    BalloonConfig, CacheMode, ConsoleConfig, DeviceKind, DiskConfig, DiskFormat, DiskIo, NetConfig, Opened,
     RateLimit, TapConfig, VsockConfig, VsockHost,
 };
 use crate::{Error, Result, VmEvent};
@@ -84,7 +84,7 @@ pub(super) fn device(host: &Host, id: &str, kind: DeviceKind, opened: &mut Opene
     }
 }
 
-fn worker(host: &Host) -> Result<Worker> {
+pub(super) fn worker(host: &Host) -> Result<Worker> {
     host.workers
         .first()
         .cloned()
@@ -131,7 +131,11 @@ fn disk(host: &Host, id: &str, config: DiskConfig, opened: Vec<File>) -> Result<
         overlay: config.ephemeral.then_some(layer),
         direct: config.cache == CacheMode::None,
         lock: host.lock,
-        engine: Engine::Auto,
+        shared: config.shared,
+        engine: match config.io {
+            DiskIo::Native => Engine::Auto,
+            DiskIo::Threads => Engine::Pool,
+        },
         pool: host.pool.clone(),
     })
     .map_err(device_error(id))?;
@@ -145,6 +149,7 @@ fn disk(host: &Host, id: &str, config: DiskConfig, opened: Vec<File>) -> Result<
             CacheMode::WriteThrough => Cache::WriteThrough,
         },
         block_size: config.block_size,
+        discard_granularity: config.discard_granularity,
         limits: limits(config.limit),
         on_error: config.on_error,
         tell_failure: Box::new({

@@ -16,6 +16,7 @@ use nacelle_devices::irq::MsiController;
 use nacelle_devices::memory::SharedMemory;
 use nacelle_devices::pci::hotplug::HotPlug;
 use nacelle_devices::pci::root::SLOTS;
+use nacelle_devices::platform::i6300esb::I6300Esb;
 use nacelle_devices::transport::Transport;
 use nacelle_devices::transport::mmio::{self, MmioTransport};
 use nacelle_devices::virtio::VirtioDevice;
@@ -102,18 +103,26 @@ fn device_error(id: &str) -> impl FnOnce(DeviceError) -> Error {
 
 impl DeviceManager {
     /// Makes the devices of `configs` and puts them where the guest finds them; as many slots as `spare` stay free for
-    /// those that come later.
+    /// those that come later. A watchdog takes the last slot of all.
     pub fn new(
         host: Host,
         transport: TransportKind,
         configs: Vec<DeviceConfig>,
         spare: u8,
+        watchdog: bool,
         mut opened: Opened,
     ) -> Result<Self> {
         let last = configs.iter().filter_map(|config| config.slot).max();
-        let last = last.unwrap_or(0).saturating_add(spare).min(SLOTS - 1);
+        let most = SLOTS - 1 - u8::from(watchdog);
+        let last = last.unwrap_or(0).saturating_add(spare).min(most);
         let pci = match transport {
-            TransportKind::Pci => Some(PciBus::new(&host, last)?),
+            TransportKind::Pci => Some(PciBus::new(&host, last, watchdog)?),
+            TransportKind::Mmio if watchdog => {
+                return Err(Error::Config {
+                    field: "watchdog",
+                    reason: "it lives on a PCI bus, and this machine has virtio-mmio".into(),
+                });
+            }
             TransportKind::Mmio => None,
         };
         let mut manager = DeviceManager {
@@ -124,18 +133,13 @@ impl DeviceManager {
             consoles: Vec::new(),
         };
         for config in configs {
-            manager.place(config, &mut opened)?;
+            manager.attach(config, &mut opened)?;
         }
         Ok(manager)
     }
 
-    /// Makes a device and puts it where the guest finds it: the slot.
-    pub fn attach(&mut self, config: DeviceConfig) -> Result<u8> {
-        self.place(config, &mut Opened::default())
-    }
-
-    /// The same with what another process had open for it.
-    fn place(&mut self, config: DeviceConfig, opened: &mut Opened) -> Result<u8> {
+    /// Makes a device, with what somebody opened for it, and puts it where the guest finds it: the slot.
+    pub fn attach(&mut self, config: DeviceConfig, opened: &mut Opened) -> Result<u8> {
         let DeviceConfig { id, kind, slot } = config;
         let last = self.last_slot().unwrap_or(SLOTS - 1);
         let slot = match slot {
@@ -396,12 +400,23 @@ impl DeviceManager {
 
     /// Holds every device still; nothing is in flight afterwards.
     pub fn pause(&self) -> Result<()> {
+        if let Some(watchdog) = self.watchdog() {
+            watchdog.pause();
+        }
         self.each(|attached| attached.transport.pause())
     }
 
     /// Lets every device go on.
     pub fn resume(&self) -> Result<()> {
-        self.each(|attached| attached.transport.resume())
+        self.each(|attached| attached.transport.resume())?;
+        if let Some(watchdog) = self.watchdog() {
+            watchdog.resume();
+        }
+        Ok(())
+    }
+
+    fn watchdog(&self) -> Option<&I6300Esb> {
+        self.pci.as_ref()?.watchdog()
     }
 
     /// Brings every device back to how it was at power-on.
@@ -446,6 +461,12 @@ impl DeviceManager {
         })?;
         if let Some(state) = states.first() {
             return Err(Error::Restore(format!("there is no device {} here", state.id)));
+        }
+        match (self.watchdog(), &state.watchdog) {
+            (Some(watchdog), Some(state)) => watchdog.restore(state).map_err(device_error("watchdog"))?,
+            (None, None) => {}
+            (Some(_), None) => return Err(Error::Restore("it has no watchdog".into())),
+            (None, Some(_)) => return Err(Error::Restore("there is no watchdog here".into())),
         }
         match (&self.pci, state.pci) {
             (Some(bus), Some(pci)) => bus.restore(&pci, &state.hot_plug),

@@ -1,6 +1,6 @@
 //! What the devices of a machine save.
 
-use nacelle_devices::state::{HotPlugState, PciRootState, TransportState};
+use nacelle_devices::state::{HotPlugState, PciRootState, TransportState, WatchdogState};
 use serde::{Deserialize, Serialize};
 
 /// All that the devices of a machine save.
@@ -11,6 +11,8 @@ pub struct DevicesState {
     pub pci: Option<PciRootState>,
     /// Devices that come and go on it.
     pub hot_plug: HotPlugState,
+    /// The watchdog, where there is one.
+    pub watchdog: Option<WatchdogState>,
     /// Virtio devices.
     pub virtio: Vec<NamedState>,
 }

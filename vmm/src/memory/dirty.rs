@@ -106,6 +106,17 @@ impl Pages {
         }
     }
 
+    /// Those of them at `address` and above.
+    pub fn above(mut self, address: u64) -> Pages {
+        for range in &mut self.ranges {
+            let below = address.saturating_sub(range.start) / PAGE;
+            for (first, word) in (0..).step_by(64).zip(&mut range.bits) {
+                *word &= !mask(below.saturating_sub(first));
+            }
+        }
+        self
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.ranges
@@ -322,6 +333,18 @@ mod tests {
             let first = *expected.first().unwrap();
             assert!(pages.remove(first) && !pages.remove(first));
         }
+    }
+
+    #[test]
+    fn above_an_address_is_all_that_is_not_below_it() {
+        let all = Pages::all(&memory());
+        for page in [0, 1, 63, 64, 65, 99] {
+            let runs = all.clone().above(page * PAGE).runs(1000);
+            let run = |address, pages| Run { address, pages };
+            assert_eq!(runs, [run(page * PAGE, 100 - page), run(1 << 32, 64)]);
+        }
+        assert_eq!(all.clone().above((1 << 32) + 63 * PAGE).count(), 1);
+        assert!(all.above((1 << 32) + 64 * PAGE).is_empty());
     }
 
     #[test]

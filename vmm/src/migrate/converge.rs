@@ -38,7 +38,7 @@ impl Default for Limits {
     }
 }
 
-/// A round that has ended: all of it has arrived.
+/// A round that has ended: all that it sent has arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
     /// Its number; the first one sends all of memory.
@@ -47,7 +47,7 @@ pub struct Round {
     pub sent: u64,
     /// How long that took.
     pub took: Duration,
-    /// Bytes of guest memory that were written meanwhile, and are to be sent.
+    /// Bytes of guest memory that are to be sent: written meanwhile, or not sent as time was over.
     pub dirty: u64,
     /// Bytes of guest memory that this connection moves in a second, as measured so far.
     pub rate: u64,
@@ -83,10 +83,18 @@ pub fn downtime(bytes: u64, rate: u64) -> Duration {
 
 /// What comes after `round`, `elapsed` after the migration began.
 pub fn decide(round: &Round, limits: &Limits, elapsed: Duration) -> Decision {
-    if round.dirty == 0 || downtime(round.dirty, round.rate) <= limits.downtime {
-        return Decision::Switch;
+    let still = downtime(round.dirty, round.rate);
+    let late = elapsed >= limits.timeout;
+    // Less than half of what this round sent was written meanwhile, and so it will be in the next one.
+    let halves = round.dirty < round.sent / 2;
+    if round.dirty == 0 || still <= limits.downtime {
+        // It would do, and is still better after a round that takes no longer than the guest would stand still.
+        return match halves && !late && still > 2 * FIXED {
+            true => Decision::Again,
+            false => Decision::Switch,
+        };
     }
-    if elapsed >= limits.timeout {
+    if late {
         return match limits.on_timeout {
             OnTimeout::Cancel => Decision::GiveUp,
             OnTimeout::Finish => Decision::Switch,
@@ -94,8 +102,7 @@ pub fn decide(round: &Round, limits: &Limits, elapsed: Duration) -> Decision {
         };
     }
     // The first round says little: what is written while all of memory is sent is mostly not written again.
-    let gains = round.number == 0 || round.dirty < round.sent / 2;
-    if gains || !limits.auto_converge || round.throttle >= THROTTLE.2 {
+    if round.number == 0 || halves || !limits.auto_converge || round.throttle >= THROTTLE.2 {
         return Decision::Again;
     }
     let (first, step, last) = THROTTLE;
@@ -155,14 +162,38 @@ mod tests {
                 Decision::Switch,
             ),
             (
-                "the rest fits the budget",
-                round(1, 100, 5),
+                "the rest fits the budget, and does not become less",
+                round(1, 10, 5),
                 limits,
                 soon,
                 Decision::Switch,
             ),
             (
-                "it does not quite",
+                "the rest fits the budget, and becomes less",
+                round(1, 11, 5),
+                limits,
+                soon,
+                Decision::Again,
+            ),
+            (
+                "it is next to nothing",
+                Round {
+                    dirty: MIB / 2,
+                    ..round(1, 100, 0)
+                },
+                limits,
+                soon,
+                Decision::Switch,
+            ),
+            (
+                "it would become less, but it is late",
+                round(1, 11, 5),
+                limits,
+                late,
+                Decision::Switch,
+            ),
+            (
+                "it does not quite fit",
                 round(1, 100, 6),
                 limits,
                 soon,
@@ -210,6 +241,20 @@ mod tests {
             (
                 "too late, and the rest may follow",
                 round(9, 100, 90),
+                post_copy,
+                late,
+                Decision::PostCopy,
+            ),
+            (
+                "too late in the midst of the first round",
+                round(0, 10, 1014),
+                finish,
+                late,
+                Decision::Switch,
+            ),
+            (
+                "the same, and the rest may follow",
+                round(0, 10, 1014),
                 post_copy,
                 late,
                 Decision::PostCopy,

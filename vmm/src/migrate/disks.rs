@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::connection::Connection;
 use super::pages::Pace;
 use super::wire::{self, Kind, ZEROES};
+use crate::memory::dirty::PAGE;
 use crate::{Error, Result, Vm};
 
 /// Zeroes are found in steps of this many bytes.
@@ -42,6 +43,8 @@ pub(super) struct Sending {
     len: u64,
     copier: Copier,
     changes: Changes,
+    /// So far all of it has been sent once.
+    sent: u64,
     piece: Vec<u8>,
 }
 
@@ -61,18 +64,24 @@ impl Sending {
                 len,
                 copier: Copier::new(&*local.disk).map_err(failed(&local.id))?,
                 changes: local.changes.clone(),
+                sent: 0,
                 piece: Vec::new(),
             })
         };
         (0..).zip(disks).map(begin).collect()
     }
 
-    /// Bytes of it that are to be sent again.
-    pub fn changed(&self) -> u64 {
-        self.changes.bytes()
+    /// Bytes of it that were not sent yet.
+    pub fn left(&self) -> u64 {
+        self.len - self.sent
     }
 
-    /// Sends all of it; gives the bytes that are not zero.
+    /// Bytes of it that are to be sent, some of them again.
+    pub fn due(&self) -> u64 {
+        self.left() + self.changes.bytes()
+    }
+
+    /// Sends all of it that is left, until time is over; gives the bytes that are not zero.
     pub fn send_all(
         &mut self,
         connection: &mut Connection,
@@ -80,18 +89,23 @@ impl Sending {
         tell: &mut dyn FnMut(u64),
     ) -> Result<u64> {
         let mut sent = 0;
-        for offset in (0..self.len).step_by(PIECE as usize) {
-            sent += self.send(connection, pace, offset, PIECE.min(self.len - offset))?;
-            tell(offset);
+        while self.left() > 0 && !pace.is_over() {
+            let piece = PIECE.min(pace.pages() * PAGE).min(self.left());
+            sent += self.send(connection, pace, self.sent, piece)?;
+            self.sent += piece;
+            tell(self.sent);
         }
         Ok(sent)
     }
 
-    /// Sends what was changed since it was last sent; gives the bytes that are not zero.
+    /// Sends what was changed since it was last sent, until time is over; gives the bytes that are not zero.
     pub fn send_changes(&mut self, connection: &mut Connection, pace: &Pace) -> Result<u64> {
         let mut sent = 0;
         for (offset, len) in self.changes.take(self.len) {
-            sent += self.send(connection, pace, offset, len)?;
+            match pace.is_over() {
+                true => self.changes.mark(offset, len),
+                false => sent += self.send(connection, pace, offset, len)?,
+            }
         }
         Ok(sent)
     }
@@ -101,12 +115,13 @@ impl Sending {
         let read = self.copier.read(offset, &mut self.piece);
         read.map_err(failed("disk"))?;
         let is_zero = |step: &[u8]| step.iter().all(|byte| *byte == 0);
+        let most = (pace.pages() * PAGE) as usize;
         let (mut at, mut sent) = (0, 0);
         let mut steps = self.piece.chunks(STEP).peekable();
         while let Some(first) = steps.next() {
             let zero = is_zero(first);
             let mut run = first.len();
-            while let Some(next) = steps.next_if(|next| is_zero(next) == zero) {
+            while let Some(next) = steps.next_if(|next| is_zero(next) == zero && (zero || run < most)) {
                 run += next.len();
             }
             let mut header = [0; HEADER];

@@ -74,8 +74,13 @@ pub struct Description {
     pub transport: Transport,
     /// Devices, in order.
     pub devices: Vec<DeviceDescription>,
+    /// It has a watchdog.
+    pub watchdog: bool,
     /// Processor features that the guest was shown.
     pub profile: Profile,
+    /// Those that a guest that comes here may have been shown.
+    #[serde(skip)]
+    pub most: Profile,
     /// Streams that pages come over, the leading one among them.
     pub streams: u16,
     /// The target shall compare guest memory with the source's.
@@ -176,6 +181,14 @@ impl Description {
             let bus = |t: Transport| format!("{t:?}");
             return differ("devices on", bus(self.transport), bus(here.transport));
         }
+        if self.watchdog != here.watchdog {
+            let watchdog = |there: bool| String::from(if there { "one" } else { "none" });
+            return differ(
+                "as its watchdog",
+                watchdog(self.watchdog),
+                watchdog(here.watchdog),
+            );
+        }
         let (theirs, ours) = (self.by_place(), here.by_place());
         if theirs != ours {
             return differ("the devices", names(&theirs), names(&ours));
@@ -186,7 +199,7 @@ impl Description {
                 self.streams
             )));
         }
-        self.profile.check(&here.profile)
+        self.profile.check(&here.most)
     }
 }
 
@@ -204,6 +217,7 @@ mod tests {
                 slot: 1,
             }],
             profile: ["sse2", "avx2", "avx512f"].into_iter().collect(),
+            most: ["sse2", "avx2", "avx512f"].into_iter().collect(),
             streams: 1,
             ..Description::default()
         };
@@ -231,7 +245,7 @@ mod tests {
                 "the machine has the devices root (disk), the one prepared here root (net)",
             ),
             (
-                |m| m.profile = ["sse2"].into_iter().collect(),
+                |m| m.most = ["sse2"].into_iter().collect(),
                 "this host's processor lacks what the guest was shown: avx2, avx512f",
             ),
         ];

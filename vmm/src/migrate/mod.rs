@@ -53,6 +53,7 @@ pub use self::send::{Report, send};
 pub use self::serve::Recover;
 use crate::device::KernelWrites;
 use crate::hypervisor::Partition;
+use crate::sandbox::Sandbox;
 use crate::vcpu::throttle::Throttle;
 use crate::{Error, Result, Vm, VmState};
 
@@ -224,6 +225,7 @@ pub struct MigrationPort {
     pub(crate) partition: Arc<dyn Partition>,
     pub(crate) kernel: Arc<KernelWrites>,
     pub(crate) throttle: Throttle,
+    pub(crate) sandbox: Sandbox,
     pub(crate) description: Description,
     /// Disks that go along.
     pub(crate) disks: Vec<Local>,

@@ -14,13 +14,18 @@ use super::wire::{self, Frame, Kind, MOST_PAGES, MOST_RUNS, ZSTD};
 use crate::memory::dirty::{PAGE, Pages, Run};
 use crate::{Error, Result};
 
-/// Holds what is sent to a bandwidth, all streams together.
+/// Holds what is sent to a bandwidth, all streams together, and says when time is over.
 pub(super) struct Pace {
     limit: Option<u64>,
     begun: Instant,
-    /// Bytes that have been let through.
-    sent: AtomicU64,
+    /// When all that was let through is sent at that rate, in nanoseconds since `begun`.
+    due: AtomicU64,
+    /// When it is.
+    until: Option<Instant>,
 }
+
+/// What of the past may still be used, in nanoseconds: a tenth of a second.
+const SAVED: u64 = 100_000_000;
 
 impl Pace {
     /// At most `limit` bytes a second.
@@ -28,24 +33,47 @@ impl Pace {
         Pace {
             limit,
             begun: Instant::now(),
-            sent: AtomicU64::new(0),
+            due: AtomicU64::new(0),
+            until: None,
         }
     }
 
-    /// Waits until `bytes` more may be sent; gives the time that it waited.
+    /// The same, and nothing more is begun after that time.
+    pub fn until(self, until: Option<Instant>) -> Pace {
+        Pace { until, ..self }
+    }
+
+    /// Whether nothing more is to be begun.
+    pub fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    /// Pages that are sent at once: a tenth of a second's worth, so that a slow stream never looks like one that is broken.
+    pub fn pages(&self) -> u64 {
+        self.limit
+            .map_or(MOST_PAGES, |limit| (limit / PAGE / 10).clamp(1, MOST_PAGES))
+    }
+
+    /// Waits until `bytes` more may be sent; gives the time that it waited. What was not used is saved up for a moment only:
+    /// that makes up for a sleep that was too long, and is no burst.
     pub fn wait(&self, bytes: u64) -> Duration {
         let Some(limit) = self.limit else {
             return Duration::ZERO;
         };
-        let sent = self.sent.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = Duration::from_secs_f64(sent as f64 / limit.max(1) as f64);
-        // What was not used in the past is not saved up for a burst beyond a moment's worth.
-        let wait = due
-            .saturating_sub(self.begun.elapsed())
-            .min(Duration::from_millis(100));
+        let takes = nanoseconds(Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64));
+        let now = nanoseconds(self.begun.elapsed());
+        let sent = |due: u64| due.max(now.saturating_sub(SAVED)).saturating_add(takes);
+        let before = self
+            .due
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |due| Some(sent(due)));
+        let wait = Duration::from_nanos(sent(before.unwrap_or(0)).saturating_sub(now));
         std::thread::sleep(wait);
         wait
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// How often it is told how far a round is.
@@ -58,9 +86,11 @@ pub(super) struct Sent {
     pub bytes: u64,
     /// Bytes of pages that are.
     pub zero: u64,
+    /// Where the pages begin that were not sent, as time was over.
+    pub left: Option<u64>,
 }
 
-/// Sends `pages` over all streams and returns when all have arrived.
+/// Sends `pages` over all streams, until time is over, and returns when all that was sent has arrived.
 pub(super) fn send(
     streams: &mut [Sender],
     memory: &Memory,
@@ -71,7 +101,7 @@ pub(super) fn send(
 ) -> Result<Sent> {
     let round = Shared {
         memory,
-        runs: pages.runs(MOST_PAGES),
+        runs: pages.runs(pace.pages()),
         next: AtomicUsize::new(0),
         done: AtomicU64::new(0),
         failed: AtomicBool::new(false),
@@ -97,7 +127,10 @@ pub(super) fn send(
         }),
         [] => {}
     }
-    let mut all = Sent::default();
+    let mut all = Sent {
+        left: round.left().map(|run| run.address),
+        ..Sent::default()
+    };
     for result in results
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -119,6 +152,21 @@ struct Shared<'a> {
     failed: AtomicBool,
     number: u32,
     pace: &'a Pace,
+}
+
+impl Shared<'_> {
+    /// The next run, for whichever stream asks first, while there is time.
+    fn next(&self) -> Option<Run> {
+        match self.pace.is_over() {
+            true => None,
+            false => self.runs.get(self.next.fetch_add(1, Ordering::Relaxed)).copied(),
+        }
+    }
+
+    /// The first one that nobody had.
+    fn left(&self) -> Option<Run> {
+        self.runs.get(self.next.load(Ordering::Relaxed)).copied()
+    }
 }
 
 /// The source's end of a stream.
@@ -147,11 +195,11 @@ impl Sender {
     fn share(&mut self, round: &Shared, tell: &mut dyn FnMut(u64)) -> Result<Sent> {
         let mut told = Instant::now();
         let mut sent = Sent::default();
-        while let Some(run) = round.runs.get(round.next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(run) = round.next() {
             if round.failed.load(Ordering::Relaxed) {
                 return Ok(sent);
             }
-            self.run(*run, round, &mut sent)?;
+            self.run(run, round, &mut sent)?;
             let done = round.done.fetch_add(run.len(), Ordering::Relaxed) + run.len();
             if told.elapsed() > TELL {
                 tell(done);
@@ -380,5 +428,36 @@ mod tests {
         let pace = Pace::new(Some(1 << 20));
         assert!(pace.wait(100 << 10) > Duration::from_millis(50));
         assert_eq!(Pace::new(None).wait(1 << 30), Duration::ZERO);
+    }
+
+    #[test]
+    fn nothing_is_begun_when_time_is_over() {
+        let now = Instant::now();
+        for (until, over) in [
+            (None, false),
+            (Some(now), true),
+            (Some(now + Duration::from_secs(3600)), false),
+        ] {
+            assert_eq!(Pace::new(None).until(until).is_over(), over, "{until:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_used_is_saved_up_for_a_moment_only() {
+        let pace = Pace::new(Some(1 << 20));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(pace.wait(300 << 10) > Duration::from_millis(150));
+    }
+
+    #[test]
+    fn a_slow_link_is_given_small_pieces() {
+        for (limit, pages) in [
+            (None, MOST_PAGES),
+            (Some(0), 1),
+            (Some(1 << 20), 25),
+            (Some(1 << 30), MOST_PAGES),
+        ] {
+            assert_eq!(Pace::new(limit).pages(), pages, "{limit:?}");
+        }
     }
 }

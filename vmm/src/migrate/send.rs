@@ -12,7 +12,7 @@ use super::disks::Sending;
 use super::lazy::send_missing;
 use super::message::{Hello, MOST_STREAMS};
 use super::packing::Packing;
-use super::pages::{self, Pace, Sender, Sent};
+use super::pages::{self, Pace, Sender};
 use super::serve::Following;
 use super::wire::Kind;
 use super::{MigrationPort, Options, Owner, Phase, Progress, Watch};
@@ -53,6 +53,10 @@ struct Source<'a> {
     watch: &'a mut dyn Watch,
     streams: Vec<Sender>,
     begun: Instant,
+    /// When it takes too long.
+    until: Option<Instant>,
+    /// Bytes a second that the streams move, as measured so far.
+    rate: Option<u64>,
     paused: Option<Instant>,
     report: Report,
     session: u64,
@@ -77,6 +81,7 @@ pub fn send(
     cancel: &Cancel,
     watch: &mut dyn Watch,
 ) -> Result<Report> {
+    let begun = Instant::now();
     let mut source = Source {
         port,
         owner,
@@ -84,7 +89,9 @@ pub fn send(
         cancel,
         watch,
         streams: Vec::new(),
-        begun: Instant::now(),
+        begun,
+        until: begun.checked_add(options.limits.timeout),
+        rate: None,
         paused: None,
         report: Report::default(),
         session: 0,
@@ -157,7 +164,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Sends memory while the guest runs, until the rest of it fits.
+    /// Sends memory while the guest runs, until the rest of it fits or time is over.
     fn precopy(&mut self) -> Result<Left> {
         self.send_disks()?;
         if self.options.post_copy {
@@ -170,8 +177,7 @@ impl Source<'_> {
         }
         let log = DirtyLog::begin(&self.port)?;
         let memory = self.port.memory.memory().into_inner();
-        let pace = Pace::new(self.options.bandwidth);
-        let mut rate = None;
+        let pace = Pace::new(self.options.bandwidth).until(self.until);
         let mut next = Pages::all(&memory);
         self.enter(Phase::Copy)?;
         let follows = loop {
@@ -185,13 +191,18 @@ impl Source<'_> {
             let took = begun.elapsed();
             self.report.rounds += 1;
             self.report.pages += sent.bytes;
-            next = log.take()?;
+            let written = log.take()?;
+            next = match sent.left {
+                Some(address) => next.above(address),
+                None => Pages::none(&memory),
+            };
+            next.add(&written);
             let round = Round {
                 number,
                 sent: sent.bytes,
                 took,
-                dirty: next.bytes() + self.disks.iter().map(Sending::changed).sum::<u64>(),
-                rate: measured(&mut rate, &sent, took),
+                dirty: next.bytes() + self.disks.iter().map(Sending::due).sum::<u64>(),
+                rate: self.measure(sent.bytes, took),
                 throttle: self.port.throttle.get(),
             };
             self.tell(&round);
@@ -201,15 +212,12 @@ impl Source<'_> {
                 Decision::Again => {}
                 Decision::Throttle(percent) => self.port.throttle.set(percent),
                 Decision::Switch => break false,
-                Decision::PostCopy => break true,
-                Decision::GiveUp => {
-                    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-                    return Err(Error::NotConverging {
-                        seconds: self.begun.elapsed().as_secs(),
-                        downtime: milliseconds(converge::downtime(round.dirty, round.rate)),
-                        limit: milliseconds(self.options.limits.downtime),
-                    });
+                Decision::PostCopy => {
+                    // Disks cannot follow: what was changed on them goes while the guest still runs.
+                    self.report.pages += self.send_changes(&Pace::new(self.options.bandwidth))?;
+                    break true;
                 }
+                Decision::GiveUp => return Err(self.endless(round.dirty)),
             }
             if number == 0 {
                 self.enter(Phase::Converge)?;
@@ -223,30 +231,62 @@ impl Source<'_> {
         })
     }
 
-    /// Sends all of the disks that go along.
+    /// That it has no end in time: so many bytes are left.
+    fn endless(&self, left: u64) -> Error {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Error::NotConverging {
+            seconds: self.begun.elapsed().as_secs(),
+            downtime: milliseconds(converge::downtime(left, self.rate.unwrap_or(0))),
+            limit: milliseconds(self.options.limits.downtime),
+        }
+    }
+
+    /// Sends all of the disks that go along. When time is over, the guest is stopped for the rest of them, or all is
+    /// given up; they cannot follow it, so that before a post-copy all of them is sent.
     fn send_disks(&mut self) -> Result<()> {
         self.enter(Phase::Disks)?;
         self.disks = Sending::begin(&self.port.disks)?;
-        let pace = Pace::new(self.options.bandwidth);
+        let end = self.options.limits.on_timeout;
+        let until = self.until.filter(|_| end != OnTimeout::PostCopy);
+        let pace = Pace::new(self.options.bandwidth).until(until);
+        let (begun, mut sent) = (Instant::now(), 0);
         let of = self.port.description.disks.iter().map(|disk| disk.len).sum();
         let mut before = 0;
         let first = self.streams.first_mut().ok_or_else(super::connection::closed)?;
         for (disk, described) in self.disks.iter_mut().zip(&self.port.description.disks) {
             let watch = &mut *self.watch;
             let mut tell = |done| watch.sending(before + done, of);
-            self.report.pages += disk.send_all(&mut first.connection, &pace, &mut tell)?;
+            sent += disk.send_all(&mut first.connection, &pace, &mut tell)?;
             before += described.len;
         }
-        Ok(())
+        self.report.pages += sent;
+        if sent > 0 {
+            self.measure(sent, begun.elapsed());
+        }
+        match self.disks.iter().map(Sending::left).sum::<u64>() {
+            left @ 1.. if end == OnTimeout::Cancel => Err(self.endless(left + self.port.description.memory)),
+            _ => Ok(()),
+        }
     }
 
-    /// Sends what was changed on them.
+    /// Sends what was changed on them, while there is time.
     fn send_changes(&mut self, pace: &Pace) -> Result<u64> {
         let first = self.streams.first_mut().ok_or_else(super::connection::closed)?;
         let disks = self.disks.iter_mut();
         disks
             .map(|disk| disk.send_changes(&mut first.connection, pace))
             .sum()
+    }
+
+    /// Sends what is left of them, and what was changed.
+    fn send_rest(&mut self) -> Result<()> {
+        let pace = Pace::new(None);
+        let first = self.streams.first_mut().ok_or_else(super::connection::closed)?;
+        for disk in &mut self.disks {
+            self.report.pages += disk.send_all(&mut first.connection, &pace, &mut |_| {})?;
+            self.report.pages += disk.send_changes(&mut first.connection, &pace)?;
+        }
+        Ok(())
     }
 
     /// Stops the guest and sends what is left; the target is ready then.
@@ -278,7 +318,7 @@ impl Source<'_> {
     /// Sends the last of memory.
     fn flush(&mut self, mut left: Left, memory: &Memory) -> Result<()> {
         self.enter(Phase::Flush)?;
-        self.send_changes(&Pace::new(None))?;
+        self.send_rest()?;
         if let Some(log) = &left.log {
             // Saving may have written, too: what is taken now is the last.
             left.pages.add(&log.take()?);
@@ -290,7 +330,12 @@ impl Source<'_> {
             // That one goes on, and is counted then.
             self.report.wire -= self.first()?.written().0;
             send_missing(self.first()?, &left.pages)?;
-            self.following = Some(Following::new(asked, memory, left.pages)?);
+            self.following = Some(Following::new(
+                asked,
+                memory,
+                left.pages,
+                self.port.sandbox.clone(),
+            )?);
             return Ok(());
         }
         let sent = pages::send(
@@ -315,6 +360,16 @@ impl Source<'_> {
             .iter()
             .map(|stream| stream.connection.written().0)
             .sum();
+    }
+
+    /// Bytes a second that the streams move, after so many took so long: where these are enough to tell.
+    fn measure(&mut self, bytes: u64, took: Duration) -> u64 {
+        const ENOUGH: u64 = 1 << 20;
+        let now = (bytes as f64 / took.as_secs_f64().max(1e-6)) as u64;
+        match self.rate {
+            Some(before) if bytes < ENOUGH => before,
+            _ => *self.rate.insert(now.max(1)),
+        }
     }
 
     fn tell(&mut self, round: &Round) {
@@ -407,16 +462,6 @@ impl Source<'_> {
         let reason = first.last_words(reason);
         first.abort(&reason);
         reason
-    }
-}
-
-/// Bytes a second that the streams move, after a round of which enough was sent to tell.
-fn measured(rate: &mut Option<u64>, sent: &Sent, took: Duration) -> u64 {
-    const ENOUGH: u64 = 1 << 20;
-    let now = (sent.bytes as f64 / took.as_secs_f64().max(1e-6)) as u64;
-    match rate {
-        Some(before) if sent.bytes < ENOUGH => *before,
-        _ => *rate.insert(now.max(1)),
     }
 }
 

@@ -15,6 +15,7 @@ use super::pages::{self, Pace, Sender};
 use super::wire::{self, Kind};
 use super::{Options, Watch};
 use crate::memory::dirty::{PAGE, Pages, Run};
+use crate::sandbox::{Role, Sandbox};
 use crate::{Error, Result};
 
 /// Pages that are sent where one is asked for: its neighbours are most likely next.
@@ -52,6 +53,7 @@ pub(super) struct Following {
     memory: Memory,
     left: Pages,
     serving: Option<Serving>,
+    sandbox: Sandbox,
     bytes: u64,
     wire: u64,
 }
@@ -72,11 +74,12 @@ struct Serving {
 
 impl Following {
     /// `left` of `memory`, of which the target may ask for pages from now on.
-    pub fn new(asked: Sender, memory: &Memory, left: Pages) -> Result<Following> {
+    pub fn new(asked: Sender, memory: &Memory, left: Pages, sandbox: Sandbox) -> Result<Following> {
         let mut following = Following {
             memory: memory.clone(),
             left,
             serving: None,
+            sandbox,
             bytes: 0,
             wire: 0,
         };
@@ -89,8 +92,12 @@ impl Following {
         asked.connection.obey(&[&cancel]);
         // The guest may need nothing for a long time.
         asked.connection.wait();
-        let memory = self.memory.clone();
+        let (memory, sandbox) = (self.memory.clone(), self.sandbox.clone());
         let work = move || {
+            if let Err(error) = sandbox.enter(Role::Faults) {
+                log::error!("the thread faults does not start: {error}");
+                return 0;
+            }
             if let Err(error) = answer(&mut asked, &memory) {
                 log::debug!("pages are not asked for any more: {error}");
             }

@@ -1,5 +1,7 @@
 //! What CPUID shows a guest: the host's leaves, with the machine's own topology (pure).
 
+use std::arch::x86_64::__cpuid;
+
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 use crate::config::CpuConfig;
@@ -123,6 +125,21 @@ pub fn leaves(host: &CpuId, topology: &Topology, apic_id: u8, tsc_deadline: bool
         basic.eax = basic.eax.max(0xb);
     }
     leaves
+}
+
+/// Who made this host's processor, as CPUID says it, in a word that people know: Intel, AMD, Hygon.
+pub fn vendor() -> Option<&'static str> {
+    let leaf = __cpuid(0);
+    let name: Vec<u8> = [leaf.ebx, leaf.edx, leaf.ecx]
+        .into_iter()
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    match name.as_slice() {
+        b"GenuineIntel" => Some("Intel"),
+        b"AuthenticAMD" => Some("AMD"),
+        b"HygonGenuine" => Some("Hygon"),
+        _ => None,
+    }
 }
 
 /// The vendor is AMD, or Hygon, which makes AMD's processors.

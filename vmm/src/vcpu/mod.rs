@@ -1,8 +1,8 @@
 //! Virtual processors: one thread each, which owns the hypervisor's vCPU and is told what to do.
 
 pub mod cpuid;
+pub mod features;
 mod kick;
-pub mod model;
 pub mod profile;
 mod run;
 pub mod setup;
@@ -19,6 +19,7 @@ use self::state::VcpuState;
 use self::throttle::Share;
 use crate::hypervisor::Vcpu;
 use crate::power::Power;
+use crate::sandbox::{Role, Sandbox};
 use crate::{Error, Result};
 
 /// What a vCPU's thread is told.
@@ -50,7 +51,7 @@ pub(crate) struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Starts the thread of vCPU `index`, at rest. `enter` runs on it first, and may confine it.
+    /// Starts the thread of vCPU `index`, at rest, confined by `sandbox`.
     ///
     /// # Errors
     /// When the host gives no thread.
@@ -60,9 +61,13 @@ impl VcpuHandle {
         buses: Buses,
         power: Arc<Power>,
         share: Share,
+        sandbox: Sandbox,
     ) -> Result<Self> {
         let (commands, receiver) = channel();
         let kick = Kick::spawn(&format!("vcpu{index}"), move |stop| {
+            if let Err(error) = sandbox.enter(Role::Vcpu) {
+                return log::error!("vCPU {index} does not start: {error}");
+            }
             run::thread(run::Context {
                 index,
                 vcpu,

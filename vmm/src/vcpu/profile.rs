@@ -174,6 +174,32 @@ impl Profile {
         }
     }
 
+    /// Whether there is a feature of this name.
+    pub fn knows(name: &str) -> bool {
+        Profile::known().any(|known| known == name)
+    }
+
+    /// The names of all features that have one.
+    pub fn known() -> impl Iterator<Item = &'static str> {
+        let names = WORDS.iter().flat_map(|word| word.names.split_whitespace());
+        names.filter(|name| !matches!(*name, "-" | "?"))
+    }
+
+    /// Sets in `leaves` this feature, whether or not the processor has it.
+    pub fn force(leaves: &mut [kvm_cpuid_entry2], feature: &str) {
+        for word in &WORDS {
+            let Some(bit) = word.names.split_whitespace().position(|name| name == feature) else {
+                continue;
+            };
+            let leaf = leaves
+                .iter_mut()
+                .find(|leaf| leaf.function == word.leaf && leaf.index == word.subleaf);
+            if let Some(leaf) = leaf {
+                *word.register.of_mut(leaf) |= 1 << bit;
+            }
+        }
+    }
+
     /// Whether this feature is in it.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains(name)

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::kick::Kicker;
+use crate::sandbox::{Role, Sandbox};
 
 /// How often a vCPU is held.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -29,14 +30,16 @@ pub(crate) struct Throttle {
     share: Share,
     vcpus: Vec<Kicker>,
     ticker: Option<JoinHandle<()>>,
+    sandbox: Sandbox,
 }
 
 impl Throttle {
-    pub fn new(share: Share, vcpus: Vec<Kicker>) -> Throttle {
+    pub fn new(share: Share, vcpus: Vec<Kicker>, sandbox: Sandbox) -> Throttle {
         Throttle {
             share,
             vcpus,
             ticker: None,
+            sandbox,
         }
     }
 
@@ -49,8 +52,11 @@ impl Throttle {
     pub fn set(&mut self, percent: u8) {
         self.share.0.store(percent.min(99), Ordering::Relaxed);
         if percent > 0 && self.ticker.is_none() {
-            let (share, vcpus) = (self.share.clone(), self.vcpus.clone());
+            let (share, vcpus, sandbox) = (self.share.clone(), self.vcpus.clone(), self.sandbox.clone());
             let tick = move || {
+                if let Err(error) = sandbox.enter(Role::Throttle) {
+                    return log::warn!("the guest is not slowed down: {error}");
+                }
                 while share.pause().is_some() {
                     std::thread::sleep(PERIOD);
                     vcpus.iter().for_each(Kicker::now);

@@ -1,9 +1,11 @@
 //! Devices that come and go.
 
+use std::fs::File;
+
 use nacelle_devices::platform::ged;
 
 use super::{Lifecycle, Vm};
-use crate::config::DeviceConfig;
+use crate::config::{DeviceConfig, Opened};
 use crate::migrate::message::DeviceDescription;
 use crate::{Error, Result};
 
@@ -15,6 +17,15 @@ impl Vm {
     /// When the machine is paused, its devices are on virtio-mmio, it has a device of that name, no slot is free, or
     /// the device cannot be made. Then nothing has changed.
     pub fn attach(&mut self, device: DeviceConfig) -> Result<()> {
+        self.attach_opened(device, Vec::new())
+    }
+
+    /// The same with the files of a disk that somebody opened for it, as [`crate::config::Opened::disks`] has them: its path
+    /// is then but its name.
+    ///
+    /// # Errors
+    /// As [`Vm::attach`].
+    pub fn attach_opened(&mut self, device: DeviceConfig, files: Vec<File>) -> Result<()> {
         device.validate()?;
         self.may_change("attach a device")?;
         if self.description.devices.iter().any(|there| there.id == device.id) {
@@ -25,7 +36,11 @@ impl Vm {
             });
         }
         let mut description = DeviceDescription::of(&device);
-        description.slot = self.devices.attach(device)?;
+        let mut opened = Opened::default();
+        if !files.is_empty() {
+            opened.disks.insert(device.id.clone(), files);
+        }
+        description.slot = self.devices.attach(device, &mut opened)?;
         let (id, slot) = (description.id.clone(), description.slot);
         self.description.devices.push(description);
         self.consoles.extend(self.devices.take_consoles());

@@ -1,8 +1,8 @@
 //! Devices, disks, interfaces and volumes.
 
-use super::{Support, enabled, on};
+use super::{Support, on};
 use crate::devices::Devices;
-use crate::disk::{BlockSize, CdRomTarget, Disk, DiskTarget};
+use crate::disk::{CdRomTarget, Disk, DiskTarget};
 use crate::network::Interface;
 use crate::path::FieldPath;
 use crate::volume::Volume;
@@ -22,10 +22,11 @@ pub(super) fn check(found: &mut Support, devices: &Devices, path: &FieldPath) {
         block_multi_queue: _,
         network_interface_multiqueue: _,
         use_virtio_transitional,
-        // Nothing can be hot-plugged yet, which is what it asks for.
+        // Nothing can be plugged in then.
         disable_hotplug: _,
         inputs,
-        watchdog,
+        // Those of other machines are refused in `validate`.
+        watchdog: _,
         sound,
         tpm,
         video,
@@ -55,7 +56,6 @@ pub(super) fn check(found: &mut Support, devices: &Devices, path: &FieldPath) {
     found.warn(path, "sound", sound.is_some(), "there is nobody to hear it");
     found.cluster("devices.logSerialConsole", log_serial_console.is_some());
     found.refuse(path, "useVirtioTransitional", on(*use_virtio_transitional));
-    found.refuse(path, "watchdog", watchdog.is_some());
     found.refuse(
         path,
         "tpm",
@@ -73,7 +73,7 @@ pub(super) fn check(found: &mut Support, devices: &Devices, path: &FieldPath) {
     }
 }
 
-fn disk(found: &mut Support, disk: &Disk, path: &FieldPath) {
+pub(super) fn disk(found: &mut Support, disk: &Disk, path: &FieldPath) {
     let Disk {
         name: _,
         disk,
@@ -82,10 +82,11 @@ fn disk(found: &mut Support, disk: &Disk, path: &FieldPath) {
         boot_order: _,
         serial: _,
         dedicated_io_thread: _,
-        cache: _,
+        cache,
         io: _,
         tag,
-        block_size,
+        // All of it is honoured.
+        block_size: _,
         shareable,
         error_policy: _,
         changed_block_tracking,
@@ -111,14 +112,10 @@ fn disk(found: &mut Support, disk: &Disk, path: &FieldPath) {
     }
     found.refuse(path, "lun", lun.is_some());
     found.refuse(path, "tag", tag.is_some());
-    if let Some(BlockSize {
-        custom: _,
-        match_volume,
-    }) = block_size
-    {
-        found.refuse(path, "blockSize.matchVolume", enabled(match_volume.as_ref()));
+    if on(*shareable) {
+        let advice = "a shareable disk is written past the page cache: use none";
+        found.refuse_value(path, "cache", cache.as_deref(), &["none"], advice);
     }
-    found.refuse(path, "shareable", on(*shareable));
     found.refuse(path, "changedBlockTracking", on(*changed_block_tracking));
 }
 

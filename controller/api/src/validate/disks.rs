@@ -44,7 +44,7 @@ fn target(disk: &Disk) -> (&'static str, Option<&str>) {
     }
 }
 
-fn disk(causes: &mut Causes, disk: &Disk, volume: Option<&Volume>, path: &FieldPath) {
+pub(super) fn disk(causes: &mut Causes, disk: &Disk, volume: Option<&Volume>, path: &FieldPath) {
     if volume.is_none() {
         causes.invalid(
             path.field("name"),

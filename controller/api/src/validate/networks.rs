@@ -178,27 +178,13 @@ fn interface(causes: &mut Causes, interface: &Interface, network: Option<&Networ
 
 fn binding(causes: &mut Causes, interface: &Interface, network: Option<&Network>, path: &FieldPath) {
     let Interface {
-        bridge,
         masquerade,
-        sriov,
-        passt_binding,
         slirp,
         macvtap,
         passt,
-        binding,
         ..
     } = interface;
-    let methods = count([
-        bridge.is_some(),
-        masquerade.is_some(),
-        sriov.is_some(),
-        passt_binding.is_some(),
-        slirp.is_some(),
-        macvtap.is_some(),
-        passt.is_some(),
-        binding.is_some(),
-    ]);
-    if methods != 1 {
+    if interface.bindings() != 1 {
         let message = format!(
             "logical {} interface must have exactly one binding method or binding plugin",
             interface.name

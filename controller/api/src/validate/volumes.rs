@@ -59,7 +59,7 @@ pub(super) fn check(causes: &mut Causes, volumes: &[Volume], path: &FieldPath) {
     }
 }
 
-fn volume(causes: &mut Causes, volume: &Volume, path: &FieldPath) {
+pub(super) fn volume(causes: &mut Causes, volume: &Volume, path: &FieldPath) {
     let Volume {
         name: _,
         container_disk,

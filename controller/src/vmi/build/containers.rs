@@ -2,13 +2,15 @@
 //! end with it. A container in turn costs a start a second, in which the kubelet looks at what became of the one before.
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EnvVar, EnvVarSource, ObjectFieldSelector, Probe, SecurityContext, VolumeMount,
+    Capabilities, Container, EnvVar, EnvVarSource, ExecAction, ObjectFieldSelector, Probe, SecurityContext,
+    VolumeMount,
 };
 use log::LevelFilter;
 use nacelle_api::VirtualMachineInstanceSpec;
 
 use super::super::validate::Valid;
 use super::{Installation, USER, resources, volumes};
+use crate::logging::Format;
 
 /// The launcher, in our image.
 const NACELLE: &str = "/usr/bin/nacelle";
@@ -22,25 +24,28 @@ const MACHINE: &str = "/run/nacelle/machine.sock";
 /// What goes before, if something has to, and the rest: the machine's first, as in KubeVirt.
 pub(super) fn containers(
     valid: &Valid<'_>,
-    installation: &Installation<'_>,
+    installation: &Installation,
     overhead: u64,
 ) -> Result<(Option<Container>, Vec<Container>), String> {
     let spec = &valid.vmi.spec;
-    let configured = installation.configuration;
+    let configured = &installation.configuration;
     let pull_policy = configured.image_pull_policy.as_deref();
-    let pull_policy = pull_policy.unwrap_or(installation.image_pull_policy);
-    let loud: &[&str] = match configured.launcher_log {
-        Some(LevelFilter::Trace) => &["-vv"],
-        Some(LevelFilter::Debug) => &["-v"],
-        _ => &[],
+    let pull_policy = pull_policy.unwrap_or(&installation.image_pull_policy);
+    let mut said: Vec<&str> = match configured.launcher_log {
+        Some(LevelFilter::Trace) => vec!["-vv"],
+        Some(LevelFilter::Debug) => vec!["-v"],
+        _ => Vec::new(),
     };
+    if installation.log != Format::default() {
+        said.extend(["--log", installation.log.word()]);
+    }
     let ours = |name: &str, command: &[&str]| Container {
-        image: Some(installation.image.to_owned()),
+        image: Some(installation.image.clone()),
         image_pull_policy: Some(pull_policy.to_owned()),
         ..container(
             name,
             std::iter::once(&NACELLE)
-                .chain(loud)
+                .chain(&said)
                 .chain(command)
                 .map(|word| (*word).to_owned())
                 .collect(),
@@ -87,8 +92,8 @@ pub(super) fn containers(
         resources: Some(resources::compute(spec, overhead, configured)),
         volume_mounts: Some(mounts),
         volume_devices: (!block.is_empty()).then_some(block),
-        readiness_probe: probe(spec.readiness_probe.as_ref(), "readinessProbe")?,
-        liveness_probe: probe(spec.liveness_probe.as_ref(), "livenessProbe")?,
+        readiness_probe: spec.readiness_probe.as_ref().map(probe),
+        liveness_probe: spec.liveness_probe.as_ref().map(probe),
         ..ours("compute", run)
     };
     Ok((init, std::iter::once(compute).chain(files).chain(log).collect()))
@@ -150,20 +155,25 @@ fn container(name: &str, command: Vec<String>) -> Container {
     Container {
         name: name.to_owned(),
         command: Some(command),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                add: None,
-                drop: Some(vec!["ALL".to_owned()]),
-            }),
-            privileged: Some(false),
-            read_only_root_filesystem: Some(true),
-            run_as_user: Some(USER),
-            run_as_group: Some(USER),
-            run_as_non_root: Some(true),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(unprivileged()),
         ..Container::default()
+    }
+}
+
+/// What a container of ours may do that needs no right: nothing.
+pub fn unprivileged() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            add: None,
+            drop: Some(vec!["ALL".to_owned()]),
+        }),
+        privileged: Some(false),
+        read_only_root_filesystem: Some(true),
+        run_as_user: Some(USER),
+        run_as_group: Some(USER),
+        run_as_non_root: Some(true),
+        ..SecurityContext::default()
     }
 }
 
@@ -207,26 +217,38 @@ fn environment() -> Vec<EnvVar> {
     .collect()
 }
 
-/// The kubelet asks the guest as it would a container: what is sent to the pod reaches the guest.
-fn probe(probe: Option<&nacelle_api::vmi::Probe>, name: &str) -> Result<Option<Probe>, String> {
-    let Some(probe) = probe else {
-        return Ok(None);
+/// The kubelet asks the guest as it would a container: what is sent to the pod reaches the guest, and what would be run in
+/// the container is run by the guest's agent.
+fn probe(probe: &nacelle_api::vmi::Probe) -> Probe {
+    let time = probe.timeout_seconds.unwrap_or(1);
+    let seconds = time.to_string();
+    let asks = |words: &[&str]| -> Vec<String> {
+        let words = [&[NACELLE, "pod", "probe", "--timeout", &seconds], words].concat();
+        words.into_iter().map(str::to_owned).collect()
     };
-    if probe.exec.is_some() || probe.guest_agent_ping.is_some() {
-        return Err(format!(
-            "{name} asks the guest agent, which this version of Nacelle does not; use httpGet or tcpSocket"
-        ));
-    }
-    Ok(Some(Probe {
+    let command = probe.exec.as_ref().map(|exec| {
+        let command = exec.command.clone().unwrap_or_default();
+        [asks(&["--"]), command].concat()
+    });
+    let ping = probe.guest_agent_ping.as_ref().map(|_| asks(&["--ping"]));
+    let exec = command.or(ping).map(|command| ExecAction {
+        command: Some(command),
+    });
+    Probe {
         http_get: probe.http_get.clone(),
         tcp_socket: probe.tcp_socket.clone(),
         initial_delay_seconds: probe.initial_delay_seconds,
-        timeout_seconds: probe.timeout_seconds,
+        // A second more, so that why is heard.
+        timeout_seconds: match exec {
+            Some(_) => Some(time.saturating_add(1)),
+            None => probe.timeout_seconds,
+        },
+        exec,
         period_seconds: probe.period_seconds,
         success_threshold: probe.success_threshold,
         failure_threshold: probe.failure_threshold,
         ..Probe::default()
-    }))
+    }
 }
 
 pub(super) fn mount(volume: &str, path: &str) -> VolumeMount {

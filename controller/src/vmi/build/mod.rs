@@ -3,9 +3,11 @@
 
 mod containers;
 mod resources;
+mod target;
 pub mod volumes;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     Pod, PodReadinessGate, PodSecurityContext, PodSpec, SeccompProfile, Sysctl,
@@ -17,8 +19,14 @@ use nacelle_api::VirtualMachineInstance;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+pub use self::containers::unprivileged;
+pub use self::target::{JOB_NAME, Target, target};
 use super::validate::Valid;
 use crate::configuration::Configuration;
+use crate::context::Context;
+use crate::logging::Format;
+use crate::node::SCHEDULABLE;
+use crate::processor;
 
 /// User and group of everything in the pod.
 const USER: i64 = 107;
@@ -35,31 +43,48 @@ pub const INSTANCE: &str = "nacelle.io/vmi";
 const NO_FREE_PAGE_REPORTING: &str = "kubevirt.io/free-page-reporting-disabled";
 /// Annotation with where and how to report.
 pub const REPORT: &str = "nacelle.io/report";
+/// Annotation of the pod that an instance moves to: who comes.
+pub const MIGRATION: &str = "nacelle.io/migration";
 /// Label with the instance's UID.
 pub const CREATED_BY: &str = "kubevirt.io/created-by";
 
 /// What the pod takes from the installation, not from the instance.
-pub struct Installation<'a> {
+pub struct Installation {
     /// The launcher's image.
-    pub image: &'a str,
+    pub image: String,
     /// When it is pulled.
-    pub image_pull_policy: &'a str,
+    pub image_pull_policy: String,
     /// `report.json`.
-    pub report: &'a str,
+    pub report: Arc<str>,
     /// What the administrator set.
-    pub configuration: &'a Configuration,
+    pub configuration: Arc<Configuration>,
+    /// How its log lines look.
+    pub log: Format,
+}
+
+impl Installation {
+    /// As it is now.
+    pub fn of(context: &Context) -> Installation {
+        Installation {
+            image: context.settings.image.clone(),
+            image_pull_policy: context.settings.image_pull_policy.clone(),
+            report: context.report.borrow().clone(),
+            configuration: context.configuration(),
+            log: context.settings.log,
+        }
+    }
 }
 
 /// Makes the pod.
 ///
 /// # Errors
 /// A sentence on why there can be none.
-pub fn pod(valid: &Valid<'_>, installation: &Installation<'_>) -> Result<Pod, String> {
+pub fn pod(valid: &Valid<'_>, installation: &Installation) -> Result<Pod, String> {
     let vmi = valid.vmi;
     let spec = &vmi.spec;
     let name = vmi.name_any();
     let owner = vmi.controller_owner_ref(&()).ok_or("the instance has no UID")?;
-    let overhead = resources::overhead(spec, installation.configuration);
+    let overhead = resources::overhead(spec, &installation.configuration);
     let annotations = annotations(vmi, installation, overhead)?;
     let grace = spec.termination_grace_period_seconds.unwrap_or(GRACE);
     let (init, containers) = containers::containers(valid, installation, overhead)?;
@@ -101,8 +126,8 @@ pub fn pod(valid: &Valid<'_>, installation: &Installation<'_>) -> Result<Pod, St
             readiness_gates: Some(vec![PodReadinessGate {
                 condition_type: super::unpaused::GATE.to_owned(),
             }]),
-            node_selector: Some(node_selector(vmi, installation.configuration)),
-            affinity: spec.affinity.clone(),
+            node_selector: Some(node_selector(vmi, &installation.configuration)),
+            affinity: processor::avoid(spec.affinity.clone(), spec.domain.cpu.as_ref()),
             tolerations: (!spec.tolerations.is_empty()).then(|| spec.tolerations.clone()),
             topology_spread_constraints: (!spec.topology_spread_constraints.is_empty())
                 .then(|| spec.topology_spread_constraints.clone()),
@@ -123,21 +148,25 @@ pub fn pod(valid: &Valid<'_>, installation: &Installation<'_>) -> Result<Pod, St
 
 /// `virt-launcher-<name>-<5>`, the five from the instance's UID.
 pub fn pod_name(vmi: &VirtualMachineInstance) -> String {
-    const ALPHABET: &[u8; 32] = b"bcdfghjklmnpqrstvwxz2456789aeiou";
-    let hash = Sha256::digest(vmi.uid().unwrap_or_default());
-    let suffix: String = hash
-        .iter()
-        .take(5)
-        .filter_map(|byte| ALPHABET.get(usize::from(byte % 32)))
-        .map(|c| char::from(*c))
-        .collect();
+    name_of(&vmi.name_any(), &vmi.uid().unwrap_or_default())
+}
+
+/// The same, the five from any UID.
+pub fn name_of(instance: &str, uid: &str) -> String {
+    let suffix = suffix(uid);
     // A pod's name is at most 253 characters long, as the instance's is: the end of it may have to go.
-    let name: String = vmi
-        .name_any()
-        .chars()
-        .take(253 - "virt-launcher--".len() - 5)
-        .collect();
+    let name: String = instance.chars().take(253 - "virt-launcher--".len() - 5).collect();
     format!("virt-launcher-{}-{suffix}", name.trim_end_matches(['-', '.']))
+}
+
+/// The five characters at the end of a name that is made of something.
+pub fn suffix(of: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"bcdfghjklmnpqrstvwxz2456789aeiou";
+    let hash = Sha256::digest(of);
+    let five = hash.iter().take(5);
+    five.filter_map(|byte| ALPHABET.get(usize::from(byte % 32)))
+        .map(|c| char::from(*c))
+        .collect()
 }
 
 /// Host name where none is given: the instance's, as far as it is one.
@@ -175,7 +204,7 @@ fn labels(vmi: &VirtualMachineInstance, uid: &str) -> BTreeMap<String, String> {
 
 fn annotations(
     vmi: &VirtualMachineInstance,
-    installation: &Installation<'_>,
+    installation: &Installation,
     overhead: u64,
 ) -> Result<BTreeMap<String, String>, String> {
     let mut annotations = vmi.annotations().clone();
@@ -193,7 +222,7 @@ fn annotations(
             "labels": vmi.labels(),
             "annotations": annotations,
         },
-        "spec": vmi.spec,
+        "spec": crate::volumes::cold(&vmi.spec),
     });
     for (key, value) in [
         ("kubevirt.io/domain", vmi.name_any()),
@@ -205,7 +234,7 @@ fn annotations(
             String::new(),
         ),
         (INSTANCE, instance.to_string()),
-        (REPORT, installation.report.to_owned()),
+        (REPORT, installation.report.to_string()),
     ] {
         annotations.insert(key.to_owned(), value);
     }
@@ -222,7 +251,11 @@ fn annotations(
     Ok(annotations)
 }
 
-fn node_selector(vmi: &VirtualMachineInstance, configuration: &Configuration) -> BTreeMap<String, String> {
+/// The labels of the nodes that the instance may be on.
+pub fn node_selector(
+    vmi: &VirtualMachineInstance,
+    configuration: &Configuration,
+) -> BTreeMap<String, String> {
     let mut selector = vmi.spec.node_selector.clone();
     selector.extend(configuration.node_selector.clone());
     let architecture = vmi
@@ -231,7 +264,8 @@ fn node_selector(vmi: &VirtualMachineInstance, configuration: &Configuration) ->
         .clone()
         .unwrap_or_else(|| "amd64".to_owned());
     selector.insert("kubernetes.io/arch".to_owned(), architecture);
-    selector.insert("kubevirt.io/schedulable".to_owned(), "true".to_owned());
+    selector.insert(SCHEDULABLE.to_owned(), "true".to_owned());
+    selector.extend(processor::selector(vmi.spec.domain.cpu.as_ref()));
     selector
 }
 

@@ -30,6 +30,10 @@ fn made(text: &str, block: &[&str]) -> Result<Value, String> {
 }
 
 fn configured(text: &str, block: &[&str], configuration: &Configuration) -> Result<Value, String> {
+    logging(text, block, configuration, Format::default())
+}
+
+fn logging(text: &str, block: &[&str], configuration: &Configuration, log: Format) -> Result<Value, String> {
     let mut vmi: VirtualMachineInstance = serde_saphyr::from_str(text).unwrap();
     defaults::apply(&mut vmi.spec);
     let valid = Valid {
@@ -40,10 +44,11 @@ fn configured(text: &str, block: &[&str], configuration: &Configuration) -> Resu
             .collect::<BTreeSet<_>>(),
     };
     let installation = Installation {
-        image: "nacelle:1",
-        image_pull_policy: "IfNotPresent",
-        report: "{}",
-        configuration,
+        image: "nacelle:1".to_owned(),
+        image_pull_policy: "IfNotPresent".to_owned(),
+        report: "{}".into(),
+        configuration: Arc::new(configuration.clone()),
+        log,
     };
     pod(&valid, &installation).map(|pod| serde_json::to_value(pod).unwrap())
 }
@@ -179,6 +184,13 @@ fn the_administrators_settings_count_for_every_pod() {
     let compute = &pod["spec"]["containers"][0];
     assert_eq!(compute["imagePullPolicy"], "Always");
     assert_eq!(compute["command"][1], "-vv");
+    let words = compute["command"].as_array().unwrap();
+    assert!(!words.contains(&"--log".into()), "{words:?}");
+    let pod = logging(CLASSIC, &[], &Configuration::default(), Format::Json).unwrap();
+    let words = &pod["spec"]["containers"][0]["command"];
+    assert_eq!((&words[1], &words[2]), (&"--log".into(), &"json".into()));
+    let pod = configured(CLASSIC, &[], &configuration).unwrap();
+    let compute = &pod["spec"]["containers"][0];
     assert_eq!(pod["spec"]["nodeSelector"]["disk"], "fast");
     assert_eq!(compute["resources"]["requests"]["cpu"], "500m");
     // Half of the guest's memory, and one and a half times 16 + 2 + 2 MiB.
@@ -280,21 +292,79 @@ fn what_does_not_fit_into_annotations_is_told() {
 }
 
 #[test]
-fn a_probe_of_the_guest_agent_is_refused_and_one_by_http_is_the_kubelets() {
+fn a_probe_by_http_is_the_kubelets_and_others_are_the_guest_agents() {
     let probe = |text: &str| {
-        made(
-            &CLASSIC.replace("  domain:\n", &format!("  readinessProbe: {text}\n  domain:\n")),
-            &[],
-        )
+        let text = CLASSIC.replace("  domain:\n", &format!("  readinessProbe: {text}\n  domain:\n"));
+        made(&text, &[]).unwrap()["spec"]["containers"][0]["readinessProbe"].take()
     };
-    assert!(
-        probe("{guestAgentPing: {}}")
-            .unwrap_err()
-            .contains("use httpGet or tcpSocket")
-    );
-    let pod = probe("{httpGet: {port: 80}}").unwrap();
+    let http = probe("{httpGet: {port: 80}, timeoutSeconds: 3}");
     assert_eq!(
-        pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"],
-        80
+        (&http["httpGet"]["port"], &http["timeoutSeconds"]),
+        (&80.into(), &3.into())
+    );
+    let words = |probe: &Value| {
+        let words = probe["exec"]["command"].as_array().unwrap().iter();
+        words
+            .map(|word| word.as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let ping = probe("{guestAgentPing: {}}");
+    assert_eq!(words(&ping), "/usr/bin/nacelle pod probe --timeout 1 --ping");
+    let exec = probe("{exec: {command: [test, -e, /run/ready]}, timeoutSeconds: 5}");
+    assert_eq!(
+        words(&exec),
+        "/usr/bin/nacelle pod probe --timeout 5 -- test -e /run/ready"
+    );
+    assert_eq!(exec["timeoutSeconds"], 6);
+}
+
+#[test]
+fn the_pod_that_a_machine_moves_to_is_elsewhere_and_told_who_comes() {
+    let mut vmi: VirtualMachineInstance = serde_saphyr::from_str(CLASSIC).unwrap();
+    defaults::apply(&mut vmi.spec);
+    vmi.spec
+        .node_selector
+        .insert("disk".to_owned(), "fast".to_owned());
+    let valid = Valid {
+        vmi: &vmi,
+        block_volumes: BTreeSet::new(),
+    };
+    let installation = Installation {
+        image: "nacelle:1".to_owned(),
+        image_pull_policy: "IfNotPresent".to_owned(),
+        report: "{}".into(),
+        configuration: Arc::default(),
+        log: Format::default(),
+    };
+    let made = |selector: &[(&str, &str)]| {
+        let selector = selector
+            .iter()
+            .map(|(label, value)| ((*label).to_owned(), (*value).to_owned()));
+        let wanted = Target {
+            migration: "move",
+            uid: "m",
+            certificate: "PEM",
+            processor: None,
+            added_node_selector: &selector.collect(),
+        };
+        target(&valid, &installation, &wanted).map(|pod| serde_json::to_value(pod).unwrap())
+    };
+    let pod = made(&[("zone", "b"), ("disk", "fast")]).unwrap();
+    assert_ne!(pod["metadata"]["name"], pod_name(&vmi));
+    let labels = &pod["metadata"]["labels"];
+    assert_eq!(labels["kubevirt.io/migrationJobUID"], "m");
+    let comes = pod["metadata"]["annotations"][MIGRATION].as_str().unwrap();
+    assert_eq!(comes, r#"{"certificate":"PEM","migration":"m"}"#);
+    assert_eq!(pod["spec"]["nodeSelector"]["zone"], "b");
+    let term =
+        &pod["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][0];
+    assert_eq!(term["labelSelector"]["matchLabels"][CREATED_BY], "6a1e7a0c-0001");
+    assert_eq!(term["topologyKey"], "kubernetes.io/hostname");
+    // What is added never takes the place of what the instance asks for.
+    let refused = made(&[("disk", "slow")]).unwrap_err();
+    assert!(
+        refused.contains("asks for disk=slow, and the instance for disk=fast"),
+        "{refused}"
     );
 }

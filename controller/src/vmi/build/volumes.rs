@@ -13,7 +13,7 @@ use nacelle_api::volume::{CloudInit, Volume as Source};
 
 use super::super::validate::Valid;
 use super::containers::{mount, read_only};
-use super::{INSTANCE, REPORT};
+use super::{INSTANCE, MIGRATION, REPORT};
 
 /// Audience of the token that only our report endpoint takes.
 pub const AUDIENCE: &str = "nacelle.io/report";
@@ -33,6 +33,7 @@ pub(super) fn volumes(valid: &Valid<'_>) -> Vec<Volume> {
                 items: Some(vec![
                     annotation("vmi.json", INSTANCE),
                     annotation("report.json", REPORT),
+                    annotation("migration.json", MIGRATION),
                 ]),
                 ..DownwardAPIVolumeSource::default()
             }),
@@ -51,7 +52,15 @@ pub(super) fn volumes(valid: &Valid<'_>) -> Vec<Volume> {
             }],
         ),
     ];
-    volumes.extend(valid.vmi.spec.volumes.iter().filter_map(volume));
+    volumes.extend(cold(valid).filter_map(volume));
+    volumes.extend(credentials(&valid.vmi.spec).map(|(name, secret)| Volume {
+        name,
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }));
     volumes
 }
 
@@ -64,7 +73,7 @@ pub(super) fn of_compute(valid: &Valid<'_>) -> (Vec<VolumeMount>, Vec<VolumeDevi
         read_only("nacelle-token", "/var/run/secrets/nacelle.io"),
     ];
     let mut devices = Vec::new();
-    for source in &valid.vmi.spec.volumes {
+    for source in cold(valid) {
         let name = &source.name;
         let path = |kind: &str| format!("{PRIVATE}/{kind}/{name}");
         if claim(source).is_some() {
@@ -92,7 +101,31 @@ pub(super) fn of_compute(valid: &Valid<'_>) -> (Vec<VolumeMount>, Vec<VolumeDevi
             }
         }
     }
+    for (name, secret) in credentials(&valid.vmi.spec) {
+        mounts.push(read_only(
+            &name,
+            &format!("{PRIVATE}/access-credentials/{secret}"),
+        ));
+    }
     (mounts, devices)
+}
+
+/// Secrets with keys and passwords for the guest's users, each under the name of a volume.
+fn credentials(spec: &VirtualMachineInstanceSpec) -> impl Iterator<Item = (String, &str)> {
+    let secrets = spec.access_credentials.iter().filter_map(|credential| {
+        let keys = credential.ssh_public_key.as_ref().map(|key| &key.source);
+        let passwords = credential.user_password.as_ref().map(|password| &password.source);
+        Some(keys.or(passwords)?.secret.as_ref()?.secret_name.as_str())
+    });
+    let secrets: BTreeSet<_> = secrets.collect();
+    let names = (0..).map(|index: u32| format!("nacelle-credentials-{index}"));
+    names.zip(secrets)
+}
+
+/// What comes later comes by a pod of its own.
+fn cold<'a>(valid: &'a Valid<'_>) -> impl Iterator<Item = &'a Source> {
+    let all = valid.vmi.spec.volumes.iter();
+    all.filter(|source| !crate::volumes::is_hot(source))
 }
 
 /// Secrets by which users' images are pulled.

@@ -150,7 +150,7 @@ fn nothing_happens_after_the_end() {
     );
     observe(&mut status, Some(&pod("Running", running(), true)), at(2));
     observe(&mut status, None, at(3));
-    assert_eq!(lost(&mut status, at(4)), None);
+    lost(&mut status, at(4));
     assert_eq!(status, end);
 }
 
@@ -171,8 +171,13 @@ fn a_pod_that_vanishes_took_the_machine_with_it() {
 fn a_node_that_is_silent_fails_its_machines() {
     let mut status = VirtualMachineInstanceStatus::default();
     observe(&mut status, Some(&pod("Running", running(), true)), at(0));
-    let message = lost(&mut status, at(1)).unwrap();
-    assert_eq!(message, "node node1 is not responsive, marking VMI as failed");
+    lost(&mut status, at(1));
+    let told = conditions::find(&status.conditions, "Synchronized").unwrap();
+    let message = told.message.as_deref();
+    assert_eq!(
+        message,
+        Some("node node1 is not responsive, marking VMI as failed")
+    );
     assert_eq!(status.phase.as_deref(), Some("Failed"));
 }
 
@@ -265,4 +270,25 @@ fn what_the_agent_says_is_there_while_it_answers() {
     tell(&mut status, json!({}), 5);
     apply(&mut status, &report("Succeeded", ""), &pod, at(6));
     assert!(conditions::find(&status.conditions, "AgentConnected").is_none());
+}
+
+#[test]
+fn a_machine_that_has_moved_stays_ready_until_the_kubelet_has_looked() {
+    let mut status = VirtualMachineInstanceStatus::default();
+    let here = pod("Running", running(), true);
+    apply(&mut status, &report("Running", ""), &here, at(0));
+    assert!(conditions::is_true(&status.conditions, "Ready"));
+    status.migration_state = Some(MigrationState {
+        target_node_domain_ready_timestamp: Some(Time(at(10))),
+        ..MigrationState::default()
+    });
+    let there = pod("Running", running(), false);
+    apply(&mut status, &report("Running", ""), &there, at(10));
+    observe(&mut status, Some(&there), at(15));
+    assert!(conditions::is_true(&status.conditions, "Ready"));
+    observe(&mut status, Some(&there), at(21));
+    assert!(
+        !conditions::is_true(&status.conditions, "Ready"),
+        "it never became so"
+    );
 }

@@ -16,7 +16,7 @@ fn base() -> (TempFile, Vec<u8>) {
 
 fn raw(file: &TempFile) -> Arc<Raw> {
     let file = File::open(file.as_path()).unwrap();
-    Arc::new(Raw::new("base".into(), file, true, false, Lock::Never).unwrap())
+    Arc::new(Raw::new("base".into(), file, true, false, Lock::Never, false).unwrap())
 }
 
 fn overlay(base: &TempFile, upper: &TempFile, temporary: bool) -> Result<Overlay> {

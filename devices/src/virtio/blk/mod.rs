@@ -76,6 +76,8 @@ pub struct BlkConfig {
     /// Logical and physical block size that the guest sees, in bytes; powers of two, the logical one 512 to
     /// 4096. `None` for 512, as images are usually made for, and what the storage has.
     pub block_size: Option<(u32, u32)>,
+    /// What the guest discards at once, in bytes, a power of two of at least 512; `None` for the physical block size.
+    pub discard_granularity: Option<u32>,
     /// What the guest may use of the disk.
     pub limits: Limits,
     /// What happens when the disk fails.
@@ -95,6 +97,7 @@ impl BlkConfig {
             read_only: false,
             cache: Cache::default(),
             block_size: None,
+            discard_granularity: None,
             limits: Limits::default(),
             on_error: ErrorPolicy::default(),
             tell_failure: Box::new(|_| {}),
@@ -205,6 +208,8 @@ pub struct Blk {
     features: u64,
     /// Logical and physical, in bytes.
     block_size: (u32, u32),
+    /// What is discarded at once, in bytes.
+    discard: u32,
     default_writeback: bool,
     queue_sizes: Vec<u16>,
     workers: Vec<Worker>,
@@ -226,6 +231,7 @@ impl Blk {
             read_only,
             cache,
             block_size,
+            discard_granularity,
             limits,
             on_error,
             tell_failure,
@@ -249,6 +255,12 @@ impl Blk {
         {
             return Err(refused(format!(
                 "blocks of {logical} and physically {physical} bytes, not powers of two from 512 to 4096"
+            )));
+        }
+        let discard = discard_granularity.unwrap_or(physical);
+        if !discard.is_power_of_two() || discard < logical {
+            return Err(refused(format!(
+                "a discard granularity of {discard} bytes, not a power of two of at least a block's {logical}"
             )));
         }
         let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
@@ -292,6 +304,7 @@ impl Blk {
             shared,
             features: offered(queues, read_only),
             block_size,
+            discard,
             default_writeback: writeback,
             queue_sizes: vec![QUEUE_SIZE; usize::from(queues)],
             workers,
@@ -320,7 +333,7 @@ impl Blk {
         space.push(0);
         space.extend((self.queue_sizes.len() as u16).to_le_bytes());
         if !self.shared.read_only {
-            let granularity = (physical / SECTOR as u32).max(1);
+            let granularity = self.discard / SECTOR as u32;
             // One segment each: a request is one operation on the disk.
             for value in [MAX_DISCARD, 1, granularity, MAX_WRITE_ZEROES, 1] {
                 space.extend(value.to_le_bytes());

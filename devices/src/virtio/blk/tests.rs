@@ -359,6 +359,26 @@ fn the_serial_number_is_told() {
 }
 
 #[test]
+fn a_driver_is_told_what_to_discard_at_once() {
+    let image = image();
+    let disk = open(options(&image)).unwrap();
+    let told = |granularity| {
+        let config = BlkConfig {
+            block_size: Some((512, 4096)),
+            discard_granularity: granularity,
+            ..BlkConfig::new(Arc::clone(&disk))
+        };
+        let (blk, _) = Blk::new(config, vec![Worker::spawn("io0").unwrap()]).unwrap();
+        // discard_sector_alignment (§5.2.4), in sectors.
+        let mut sectors = [0; 4];
+        blk.read_config(44, &mut sectors);
+        u32::from_le_bytes(sectors)
+    };
+    assert_eq!(told(None), 8);
+    assert_eq!(told(Some(1 << 20)), 2048);
+}
+
+#[test]
 fn a_configuration_that_cannot_be_is_refused() {
     let image = image();
     let disk = open(options(&image)).unwrap();
@@ -387,6 +407,15 @@ fn a_configuration_that_cannot_be_is_refused() {
         },
         BlkConfig {
             block_size: Some((8192, 8192)),
+            ..config()
+        },
+        BlkConfig {
+            discard_granularity: Some(1000),
+            ..config()
+        },
+        BlkConfig {
+            block_size: Some((4096, 4096)),
+            discard_granularity: Some(512),
             ..config()
         },
     ];

@@ -16,6 +16,7 @@ fn offer() -> Offer {
         mtu: 1400,
         hostname: "ledger".into(),
         resolver: Resolver {
+            servers6: vec![],
             servers: vec![Ipv4Addr::new(192, 0, 2, 53)],
             search: vec!["example.com".into()],
         },
@@ -130,7 +131,7 @@ fn nobody_else_is_answered() {
 fn packets_of_any_kind_do_no_harm() {
     let options = vec![
         DhcpOption::RequestedIpAddress(GUEST),
-        DhcpOption::DomainSearch(vec![dhcproto::Name::from_str("a.example.com").unwrap()]),
+        DhcpOption::DomainSearch(vec!["a.example.com".parse().unwrap()]),
         DhcpOption::ClientIdentifier(MAC.to_vec()),
         DhcpOption::ParameterRequestList(vec![OptionCode::Router; 20]),
     ];

@@ -1,10 +1,15 @@
 //! The rules of nftables in a pod. Each script replaces what an earlier run of it made.
 
 use super::{API_PORT, OWN_PORTS, UPLINK};
+
+/// The first of our ports: where a pod waits for a machine that moves.
+const MOVES: u16 = *OWN_PORTS.start();
 use crate::net::Port;
 use crate::net::subnet::Subnet;
 
 /// What translates for a guest behind `tap`. Where it names no ports, everything that comes to the pod is for it.
+///
+/// What comes for the port at which a pod waits for its machine is the pod's.
 ///
 /// The guest may not send as somebody else, and hears of the pod itself only DHCP and echoes: not what listens on the
 /// pod's loopback address, whatever it writes into its packets.
@@ -62,6 +67,7 @@ table ip nacelle {{
   }}
   chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
+    tcp dport {MOVES} return
 {from_outside}  }}
   chain output {{
     type nat hook output priority -100; policy accept;

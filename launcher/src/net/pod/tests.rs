@@ -1,4 +1,4 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 
@@ -7,6 +7,8 @@ use nacelle_devices::net::tap::Tap;
 use super::*;
 use crate::net::testbed::{Guest, Namespace};
 use crate::net::{DEFAULT_NETWORK, Port};
+
+mod ipv6;
 
 const MAC: [u8; 6] = [2, 0, 0, 0x12, 0x34, 0x56];
 const MAC_TEXT: &str = "02:00:00:12:34:56";
@@ -66,6 +68,29 @@ impl Pod {
         (made.remove(0), Guest::on(tap, MAC_TEXT))
     }
 
+    /// What the launcher's own connection, from a port of its own, hears at port 80 there.
+    fn reports_to(&self, address: &str) -> String {
+        let to = SocketAddr::new(address.parse().unwrap(), 80);
+        self.inside.run(move || {
+            let domain = socket2::Domain::for_address(to);
+            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+            let any: IpAddr = if to.is_ipv6() {
+                Ipv6Addr::UNSPECIFIED.into()
+            } else {
+                Ipv4Addr::UNSPECIFIED.into()
+            };
+            socket
+                .bind(&SocketAddr::new(any, *OWN_PORTS.start()).into())
+                .unwrap();
+            socket
+                .connect_timeout(&to.into(), std::time::Duration::from_secs(10))
+                .unwrap();
+            let mut heard = String::new();
+            std::io::Read::read_to_string(&mut std::net::TcpStream::from(socket), &mut heard).unwrap();
+            heard
+        })
+    }
+
     fn has(&self, what: &str) -> bool {
         self.inside.try_sh(what).1
     }
@@ -76,6 +101,7 @@ fn masquerade(ports: &[Port]) -> Net {
         name: "default".into(),
         binding: Binding::Masquerade {
             ipv4: DEFAULT_NETWORK,
+            ipv6: None,
             ports: ports.to_vec(),
         },
         mac: MAC,
@@ -99,7 +125,7 @@ fn tcp(port: u16) -> Port {
 fn says(namespace: &Namespace, port: u16, word: &str) {
     let word = word.to_owned();
     namespace.run(move || {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+        let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 let _ = std::io::Write::write_all(&mut stream, word.as_bytes());
@@ -194,25 +220,12 @@ fn a_bridged_guest_has_the_pods_address_and_the_pod_still_reports() {
     says(&pod.world, 80, "world");
     assert_eq!(hears(&guest.inside, "10.244.1.1", 80), "world");
     assert_eq!(hears(&pod.world, "10.244.1.7", 80), "guest");
-    // The launcher's own connection, from a port of its own.
-    let heard = pod.inside.run(|| {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        let from = std::net::SocketAddr::from((Ipv4Addr::UNSPECIFIED, *OWN_PORTS.start()));
-        socket.bind(&from.into()).unwrap();
-        let to = std::net::SocketAddr::from(([10, 244, 1, 1], 80));
-        socket
-            .connect_timeout(&to.into(), std::time::Duration::from_secs(10))
-            .unwrap();
-        let mut heard = String::new();
-        std::io::Read::read_to_string(&mut std::net::TcpStream::from(socket), &mut heard).unwrap();
-        heard
-    });
-    assert_eq!(heard, "world");
+    assert_eq!(pod.reports_to("10.244.1.1"), "world");
 }
 
 #[test]
 fn a_container_that_is_run_again_finds_what_it_made() {
-    let pod = Pod::new();
+    let pod = Pod::new().with_ipv6();
     let makes = || {
         pod.inside
             .block_on(|| async { make(&[masquerade(&[tcp(80)])]).await })

@@ -105,11 +105,12 @@ fn status(state: State) -> Status {
         resets: 0,
         panicked: false,
         disk_error: None,
+        plugged: Vec::new(),
     }
 }
 
 fn report(state: State) -> Report {
-    Report::of(&status(state), &Said::default(), &[]).unwrap()
+    Report::of(&status(state), &Said::default(), &[], None).unwrap()
 }
 
 #[test]
@@ -121,7 +122,7 @@ fn who_paused_it_is_told() {
             disk_error: Some("disk data: No space left on device".into()),
             ..status(state)
         };
-        let report = Report::of(&status, &Said::default(), &[]).unwrap();
+        let report = Report::of(&status, &Said::default(), &[], None).unwrap();
         (report.state, report.reason, report.message)
     };
     let message = "disk data: No space left on device".to_owned();
@@ -140,6 +141,7 @@ fn known(bridged: bool) -> Vec<Interface> {
         queue_pairs: 2,
     };
     let made = pod_net::Interface {
+        ipv6: None,
         network: "default".into(),
         tap: "tap0".into(),
         mac: [2, 0, 0, 0, 0, 10],
@@ -159,7 +161,7 @@ fn known(bridged: bool) -> Vec<Interface> {
 fn what_the_agent_says_is_told_of_interfaces_that_the_machine_has() {
     let said = |text: &str| serde_json::from_str::<Said>(text).unwrap();
     let told = |bridged, said: &Said| {
-        let report = Report::of(&status(State::Running), said, &known(bridged)).unwrap();
+        let report = Report::of(&status(State::Running), said, &known(bridged), None).unwrap();
         serde_json::to_value(report).unwrap()
     };
     let nothing = told(true, &Said::default());
@@ -191,7 +193,7 @@ fn what_the_agent_says_is_told_of_interfaces_that_the_machine_has() {
 async fn the_controller_is_told_who_and_what() {
     let mut controller = Controller::start(&[]).await;
     let reporter = controller.reporter();
-    reporter.tell(Report::of(&status(State::Running), &Said::default(), &known(false)).unwrap());
+    reporter.tell(Report::of(&status(State::Running), &Said::default(), &known(false), None).unwrap());
     let (path, token, body) = controller.hears().await;
     assert_eq!(path, "/report/v1/namespaces/team/virtualmachineinstances/ledger");
     assert_eq!(token, "Bearer first");
@@ -308,6 +310,7 @@ fn each_end_is_a_success_or_a_failure_of_the_instance() {
         (Ok(End::Moved), "Succeeded", "Moved"),
         (Ok(End::Killed), "Failed", "Killed"),
         (Ok(End::GraceExpired), "Failed", "GracePeriodExpired"),
+        (Ok(End::Watchdog), "Failed", "WatchdogExpired"),
         (Ok(End::Failed(failed())), "Failed", "MachineFailed"),
         (Err(crate::Error::Usage("wrong".into())), "Failed", "StartFailed"),
     ];

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod shared;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -334,11 +336,15 @@ impl Console {
         // The marks are not in what the terminal echoes.
         self.types(&format!("echo be''gun; {command}; echo e''nded"));
         self.until("begun");
-        let said = self.until("ended").replace('\r', "");
-        // The guest's DHCP client speaks up when it has something to say.
-        let own = |line: &&str| !line.starts_with("udhcpc: ") && !line.starts_with("nacelle-guest address ");
-        let printed: Vec<_> = said.lines().filter(own).collect();
-        printed.join("\n").trim().to_owned()
+        let mut said = self.until("ended").replace('\r', "");
+        // The guest's DHCP client speaks up when it has something to say, in the midst of a line, too.
+        for client in ["udhcpc: ", "nacelle-guest address "] {
+            while let Some(begin) = said.find(client) {
+                let end = said[begin..].find('\n').map_or(said.len(), |at| begin + at + 1);
+                said.replace_range(begin..end, "");
+            }
+        }
+        said.trim().to_owned()
     }
 }
 
@@ -462,6 +468,26 @@ pub fn linux(name: &str, run: &str, spec: &str, disks: &[(&str, &str)]) -> Strin
         "containerDisk: {image: 'localhost/linux:1', imagePullPolicy: Never}",
     );
     manifest(name, run, &spec, "192Mi", &kernel, &[&[root], disks].concat())
+}
+
+/// A claim of a folder that all nodes share, in which `made` was run.
+pub fn claim(me: &Person, name: &str, made: &str) {
+    let folder = format!("/mnt/shared/{name}");
+    let script_ = format!("rm -rf {folder}; install -d -m 777 {folder}; cd {folder}; {made}");
+    let done = output(script("in-node").args(["1", "sh", "-c", &script_]), "");
+    assert!(done.status.success());
+    me.kubectl(&["delete", "pv", name, "--ignore-not-found"]);
+    me.apply(&format!(
+        "
+{{apiVersion: v1, kind: PersistentVolume, metadata: {{name: {name}}}, spec: {{capacity: {{storage: 64Mi}}, \
+ accessModes: [ReadWriteMany], storageClassName: by-hand, hostPath: {{path: {folder}}}}}}}
+---
+{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}}}, spec: {{accessModes: [ReadWriteMany], \
+ storageClassName: by-hand, volumeName: {name}, resources: {{requests: {{storage: 64Mi}}}}}}}}
+"
+    ));
+    let bound = "--for=jsonpath={.status.phase}=Bound";
+    me.kubectl(&["wait", &format!("pvc/{name}"), bound, "--timeout=60s"]);
 }
 
 /// Whether a condition of an object is True.

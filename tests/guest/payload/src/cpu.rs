@@ -49,6 +49,23 @@ pub fn inb(port: u16) -> u8 {
     value
 }
 
+/// Reads or writes a port with 1, 2 or 4 bytes; gives what was read.
+pub fn port(port: u16, width: u8, value: Option<u32>) -> u32 {
+    let mut eax = value.unwrap_or(0);
+    // SAFETY: as `outb`.
+    unsafe {
+        match (width, value.is_some()) {
+            (1, true) => asm!("out dx, al", in("dx") port, in("al") eax as u8),
+            (2, true) => asm!("out dx, ax", in("dx") port, in("ax") eax as u16),
+            (_, true) => asm!("out dx, eax", in("dx") port, in("eax") eax),
+            (1, false) => asm!("in al, dx", in("dx") port, inout("eax") eax),
+            (2, false) => asm!("in ax, dx", in("dx") port, inout("eax") eax),
+            (_, false) => asm!("in eax, dx", in("dx") port, inout("eax") eax),
+        }
+    }
+    eax
+}
+
 /// First vector of interrupts that are ours to give out.
 pub const FIRST_VECTOR: u8 = 0x30;
 /// Where a message goes that interrupts the first processor.

@@ -19,7 +19,10 @@ struct Pages {
 
 impl Pages {
     fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         self.random >> 33
     }
 
@@ -40,7 +43,8 @@ impl Pages {
         };
         self.versions.set(page * 8, version);
         for at in 0..PAGE / 8 {
-            self.pages.set(page * PAGE + at * 8, Pages::word(page, version, at));
+            self.pages
+                .set(page * PAGE + at * 8, Pages::word(page, version, at));
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod dirty;
 mod disk;
+mod hostile;
 mod machine;
 mod message;
 mod serve;
@@ -31,6 +32,8 @@ pub fn run(word: &str) -> Result<()> {
         "blk-discard" => disk::discard(),
         "rng" => entropy(number.max(1)),
         "msix" => message::masked(),
+        "hostile" => hostile::hostile(number),
+        "sweep" => hostile::sweep::sweep(number),
         "serve" => serve::serve(),
         "shell" => shell::shell(),
         "dirty" => dirty::dirty(number),

@@ -1,6 +1,5 @@
 //! virtio-mmio (virtio 1.2, §4.2): a page of registers for each device, in a row.
 
-use super::ring::Ring;
 use crate::memory::{PAGE, Window};
 
 const FIRST: u64 = 0xd000_0000;
@@ -55,22 +54,20 @@ impl Registers {
         self.0.get::<u32>(0x34) as u16
     }
 
-    pub fn set_queue(&self, ring: &mut Ring) {
-        self.0.set(0x30, u32::from(ring.index));
-        self.0.set(0x38, u32::from(ring.size));
-        for (register, part) in [
-            (0x80, &ring.descriptors),
-            (0x90, &ring.available),
-            (0xa0, &ring.used),
-        ] {
-            self.0.set(register, part.address() as u32);
-            self.0.set(register + 4, (part.address() >> 32) as u32);
+    /// Descriptors, available and used ring lie at `parts`.
+    pub fn place_queue(&self, index: u16, size: u16, parts: [u64; 3]) -> u64 {
+        self.0.set(0x30, u32::from(index));
+        self.0.set(0x38, u32::from(size));
+        for (register, part) in [0x80, 0x90, 0xa0].into_iter().zip(parts) {
+            self.0.set(register, part as u32);
+            self.0.set(register + 4, (part >> 32) as u32);
         }
         self.0.set(0x44, 1u32);
+        0
     }
 
-    pub fn notify(&self, ring: &Ring) {
-        self.0.set(0x50, u32::from(ring.index));
+    pub fn ring(&self, index: u16, _doorbell: u64) {
+        self.0.set(0x50, u32::from(index));
     }
 
     /// Why it interrupted; that is settled then.

@@ -102,7 +102,8 @@ impl Device {
             return Err(Error("there is no queue", index.into()));
         }
         let mut ring = Ring::new(index, size.min(max));
-        each!(self, registers => registers.set_queue(&mut ring));
+        let parts = [&ring.descriptors, &ring.available, &ring.used].map(Window::address);
+        ring.doorbell = self.place_queue(index, ring.size, parts);
         Ok(ring)
     }
 
@@ -113,7 +114,32 @@ impl Device {
 
     /// Rings the doorbell of `ring`.
     pub fn notify(&self, ring: &Ring) {
-        each!(self, registers => registers.notify(ring));
+        self.ring(ring.index, ring.doorbell);
+    }
+
+    /// Rings a doorbell for queue `index`, whichever there are.
+    pub fn ring(&self, index: u16, doorbell: u64) {
+        each!(self, registers => registers.ring(index, doorbell));
+    }
+
+    /// Says that queue `index` lies at `parts`, whatever is there; gives its doorbell.
+    pub fn place_queue(&self, index: u16, size: u16, parts: [u64; 3]) -> u64 {
+        each!(self, registers => registers.place_queue(index, size, parts))
+    }
+
+    /// The largest size of queue `index`, 0 where there is none.
+    pub fn queue_max(&self, index: u16) -> u16 {
+        each!(self, registers => registers.queue_max(index))
+    }
+
+    /// Sets the status, whatever it was.
+    pub fn set_status(&self, status: u8) {
+        each!(self, registers => registers.set_status(status));
+    }
+
+    /// Asks for features, offered or not.
+    pub fn set_features(&self, features: u64) {
+        each!(self, registers => registers.set_features(features));
     }
 
     /// Why it interrupted, over virtio-mmio (1: a queue, 2: the configuration); that is settled then.

@@ -1,6 +1,5 @@
 //! virtio-pci (virtio 1.2, §4.1): found through configuration space, registers where its capabilities say.
 
-use super::ring::Ring;
 use crate::memory::Window;
 
 const ECAM: u64 = 0xe000_0000;
@@ -136,25 +135,33 @@ impl Function {
     }
 
     /// The configuration has vector 0, queue n has vector n + 1.
-    pub fn set_queue(&self, ring: &mut Ring) {
+    /// Descriptors, available and used ring lie at `parts`; gives its doorbell.
+    pub fn place_queue(&self, index: u16, size: u16, parts: [u64; 3]) -> u64 {
         self.common.set(0x10, 0u16);
-        self.common.set(0x16, ring.index);
-        self.common.set(0x18, ring.size);
-        self.common.set(0x1a, ring.index + 1);
-        for (register, part) in [
-            (0x20, &ring.descriptors),
-            (0x28, &ring.available),
-            (0x30, &ring.used),
-        ] {
-            self.common.set(register, part.address() as u32);
-            self.common.set(register + 4, (part.address() >> 32) as u32);
+        self.common.set(0x16, index);
+        self.common.set(0x18, size);
+        self.common.set(0x1a, index + 1);
+        for (register, part) in [0x20, 0x28, 0x30].into_iter().zip(parts) {
+            self.common.set(register, part as u32);
+            self.common.set(register + 4, (part >> 32) as u32);
         }
-        ring.doorbell = u64::from(self.common.get::<u16>(0x1e)) * self.multiplier;
+        let doorbell = u64::from(self.common.get::<u16>(0x1e)) * self.multiplier;
         self.common.set(0x1c, 1u16);
+        doorbell
     }
 
-    pub fn notify(&self, ring: &Ring) {
-        self.notify.set(ring.doorbell, ring.index);
+    pub fn ring(&self, index: u16, doorbell: u64) {
+        self.notify.set(doorbell, index);
+    }
+
+    /// Its configuration space.
+    pub fn space(&self) -> Window {
+        self.msix.space
+    }
+
+    /// The registers that all its queues share.
+    pub fn common(&self) -> Window {
+        self.common
     }
 
     /// Messages say where they come from.
