@@ -371,6 +371,8 @@ fn who_asks_is_told_what_a_machine_waits_for_and_what_to_do() {
         "",
     );
     assert!(folder.status.success());
+    // One that was left by a test that failed belongs to another claim.
+    me.kubectl(&["delete", "pv", "why", "--ignore-not-found"]);
     me.apply(
         "{apiVersion: v1, kind: PersistentVolume, metadata: {name: why}, spec: {capacity: {storage: 16Mi}, \
          accessModes: [ReadWriteMany], storageClassName: by-hand, hostPath: {path: /mnt/shared/why}, \
@@ -400,7 +402,10 @@ fn who_asks_is_told_what_a_machine_waits_for_and_what_to_do() {
     let vmi = me.get("vmi", "a");
     let whose = format!("namespace=why name=a uid={}", uid(&vmi));
     let pod = me.pod("a");
-    let log = me.kubectl(&["logs", pod["metadata"]["name"].as_str().unwrap(), "-c", "compute"]);
+    let pod = pod["metadata"]["name"].as_str().unwrap();
+    // The kubelet has nothing of a container that it has not said to run.
+    me.until("pod", pod, "Running", |pod| pod["status"]["phase"] == "Running");
+    let log = me.kubectl(&["logs", pod, "-c", "compute"]);
     assert!(
         !log.is_empty() && log.lines().all(|line| line.ends_with(&whose)),
         "{log}"

@@ -65,6 +65,7 @@ pub(super) fn monitor(world: &World) -> Option<Link> {
         .unwrap_or_default();
     let mut findings = Vec::new();
     let status = world.vmi.as_ref().and_then(|vmi| vmi.status.as_ref());
+    let guest = status.and_then(guest::monitor);
     let (state, since) = match &state {
         ContainerState {
             terminated: Some(end),
@@ -91,7 +92,6 @@ pub(super) fn monitor(world: &World) -> Option<Link> {
             running: Some(running),
             ..
         } => {
-            let guest = status.and_then(guest::monitor);
             let arrives = pod.annotations().contains_key(crate::vmi::build::MIGRATION);
             if guest.is_none() && !arrives {
                 let message = "it has not reported that its guest runs: it waits for the files of its images, or cannot reach the controller";
@@ -103,7 +103,8 @@ pub(super) fn monitor(world: &World) -> Option<Link> {
             }
             (guest.unwrap_or("is started"), running.started_at.as_ref())
         }
-        _ => ("not started yet", None),
+        // The monitor reports its guest by itself, sooner than the kubelet says that the container runs.
+        _ => (guest.unwrap_or("not started yet"), None),
     };
     Some(Link {
         kind: MONITOR,

@@ -265,6 +265,21 @@ fn the_chain_goes_from_what_was_asked_for_to_what_runs() {
 }
 
 #[test]
+fn a_guest_that_was_reported_runs_though_the_kubelet_has_not_said_so() {
+    let starting = |phase: &str| {
+        let pod = pod(
+            "Pending",
+            json!([]),
+            json!({"waiting": {"reason": "PodInitializing"}}),
+        );
+        let world = world(Value::Null, vmi(phase, json!([])), pod);
+        explain(&world, "n", "a").chain.pop().unwrap().state
+    };
+    assert_eq!(starting("Scheduled"), "not started yet");
+    assert_eq!(starting("Running"), "its guest runs");
+}
+
+#[test]
 fn what_waits_for_a_claim_is_the_last_that_is_not_there_yet() {
     let mut waits = world(vm("Always", json!({})), Value::Null, Value::Null);
     waits.claims.insert("disk".into(), Claim::default());
